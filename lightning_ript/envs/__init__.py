@@ -1,0 +1,1 @@
+"""Simulators: a protocol, a pool of worker processes, and the environments themselves."""

@@ -1,0 +1,47 @@
+"""What the rollout loop asks of a simulator. No module under `envs/` imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lightning_ript.types import ChunkResult, Context, Observation, Task
+
+
+class Environment(Protocol):
+    """A simulator living in a worker process."""
+
+    def reset(self, context: Context, record: bool = False) -> Observation:
+        """Starts an episode and returns the first observation, after any settling steps.
+
+        Args:
+            context: Where to start; the same context gives the same episode.
+            record: Whether `step_chunk` returns a frame per control step.
+        """
+
+    def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+        """Executes actions (n, action_dim) one control step at a time until the first success."""
+
+    def close(self) -> None:
+        """Frees the simulator."""
+
+
+class EnvironmentSpec(Protocol):
+    """Everything needed to build an environment in another process; picklable."""
+
+    max_steps: int
+    """Control steps after which an episode has failed."""
+
+    def tasks(self) -> Sequence[Task]:
+        """The tasks this environment can run, cheaply (no simulator is started)."""
+
+    def test_contexts(self, task: Task) -> Sequence[Context]:
+        """The evaluation states of a task, never to be trained on (LIBERO: 50 per task)."""
+
+    def check(self) -> None:
+        """Raises with one clear sentence when this machine cannot run the environment."""
+
+    def make(self) -> Environment:
+        """Builds the environment; called inside the worker."""

@@ -1,0 +1,1 @@
+"""Policies behind one adapter, so that one loop serves them all."""

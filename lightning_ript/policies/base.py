@@ -1,0 +1,68 @@
+"""What the RIPT loop asks of a policy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ript.types import Observation, Task
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """A batch of B decisions.
+
+    Attributes:
+        actions: Environment actions to execute, (B, chunk, action_dim) float32.
+        record: What `log_prob` needs to score these decisions again, name -> (B, ...).
+        log_probs: Log-probability of each action token, (B, T) float32.
+    """
+
+    actions: Tensor
+    record: dict[str, Tensor]
+    log_probs: Tensor
+
+
+class PolicyAdapter(nn.Module, ABC):
+    """Wraps a policy for rollouts and for learning.
+
+    Attributes:
+        noise_shape: Shape of the uniform noise one sampled decision consumes. The rollout engine
+            draws it from the episode's own seed, so results do not depend on batching.
+    """
+
+    noise_shape: tuple[int, ...]
+
+    @abstractmethod
+    def act(
+        self, observations: Sequence[Observation], tasks: Sequence[Task], noise: Tensor | None
+    ) -> Decisions:
+        """Decides for B environments at once, without gradients.
+
+        Args:
+            observations: B observations.
+            tasks: The B tasks they belong to.
+            noise: (B, *noise_shape) uniform in [0, 1), or None for the most likely action.
+        """
+
+    @abstractmethod
+    def log_prob(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores recorded decisions under the current parameters, with gradients.
+
+        Returns:
+            Log-probabilities (N, T), equal to those `act` returned until the parameters change,
+            and the entropy of each token's distribution (N, T).
+        """
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Parameters that RIPT trains, as optimizer groups; by default all that want gradients."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device

@@ -1,0 +1,136 @@
+"""The records that travel through the loop, in the order in which they are made.
+
+Simulator workers unpickle `Task` and `Context`, so this module imports torch for annotations only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Observation = Mapping[str, np.ndarray]
+"""What a policy sees at a decision point. LIBERO's keys: `agentview_rgb`, `eye_in_hand_rgb`
+(H, W, 3) uint8, upright as a person would see them flipped from OpenGL only if the environment says
+so; `joint_states` (7,), `ee_pos` (3,), `ee_quat` (4, xyzw), `gripper_states` (2,) float32."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a suite.
+
+    Attributes:
+        suite: Suite name, e.g. `libero_object`.
+        index: Position of the task in the suite's official order.
+        name: LIBERO's task name (file stem of the BDDL file).
+        language: The instruction.
+    """
+
+    suite: str
+    index: int
+    name: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where an episode starts (paper section 3: a task, its instruction, an initial state).
+
+    Attributes:
+        task: The task.
+        index: Number of this context in its source; names it in logs and seeds its episodes.
+        init_state: Flattened simulator state (1 + nq + nv,) float64, or None when the environment
+            samples a reset from `seed`.
+        seed: Seed of a sampled reset; unused when `init_state` is given.
+    """
+
+    task: Task
+    index: int
+    init_state: np.ndarray | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What came of executing one action chunk.
+
+    Attributes:
+        observation: The observation after the last executed step.
+        success: Whether the task succeeded at any executed step; execution stops there.
+        steps: Control steps executed, at most the chunk's length.
+        frames: One agent-view image (H, W, 3) uint8 per executed step, empty unless recording.
+    """
+
+    observation: Observation
+    success: bool
+    steps: int
+    frames: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One finished episode of D decision steps with T action tokens each.
+
+    Attributes:
+        context: Where it started.
+        k: Its number within the group, 0 to K - 1.
+        success: The reward bit.
+        steps: Control steps executed.
+        record: What the policy needs to score its own actions again: name -> (D, ...).
+        log_probs: Log-probability of each action token when it was sampled, (D, T) float32.
+        frames: Images for a video, empty unless recording.
+    """
+
+    context: Context
+    k: int
+    success: bool
+    steps: int
+    record: dict[str, Tensor]
+    log_probs: Tensor
+    frames: tuple[np.ndarray, ...] = ()
+
+    @property
+    def decisions(self) -> int:
+        """Number of decision steps D."""
+        return len(self.log_probs)
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """The K rollouts of one context."""
+
+    context: Context
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        """Success bits in the order of k."""
+        return [float(rollout.success) for rollout in self.rollouts]
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """A PPO micro-batch: N decision steps out of one optimizer step's minibatch.
+
+    Attributes:
+        record: The policy's record of each decision, name -> (N, ...).
+        old_log_probs: (N, T) float32, from rollout time.
+        advantages: (N,) float32.
+        weights: (N, T) float32: each token's share of the loss before division by `normalizer`;
+            0 for padding.
+        normalizer: Sum of the weights over the whole minibatch on all ranks, so that neither the
+            micro-batch size nor the number of ranks changes the gradient.
+        is_last: Whether the optimizers step after this micro-batch.
+    """
+
+    record: dict[str, Tensor]
+    old_log_probs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    normalizer: float
+    is_last: bool
