@@ -1,0 +1,152 @@
+"""QueST behind the interface that the RIPT loop asks of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_ript.policies.base import Decisions, PolicyAdapter
+from lightning_ript.policies.quest.checkpoint import load_weights
+from lightning_ript.policies.quest.language import Language, embed
+from lightning_ript.policies.quest.model import CAMERAS, LOWDIM, QueST, QueSTConfig
+from lightning_ript.types import Observation, Task
+
+FULL_SIZE = QueSTConfig()
+
+
+class QueSTPolicy(PolicyAdapter):
+    """QueST whose prior is to be improved; encoders and autoencoder stay as they are.
+
+    Acts and scores without dropout and with the image encoders' running statistics, whatever mode
+    its owner is in: the context of a decision is then the same in every pass over a rollout. The
+    supervised stages put `model` itself in training mode.
+
+    Args:
+        sizes: Sizes of the model; the published ones by default.
+        checkpoint: Weights to start from: an official file, or a Lightning checkpoint of any
+            earlier stage. None: random.
+        executed_actions: Actions executed of each decoded block.
+        top_k: Number of most likely skill tokens to sample from.
+        temperature: Divides the logits when sampling.
+        score: Which distribution a sampled token's log-probability is of: `full`, the softmax over
+            all tokens at temperature 1, as the reference has it; or `sampled`, the one it was drawn
+            from: the `top_k` most likely tokens when it was drawn, at `temperature`.
+        language: How instructions become vectors.
+
+    Raises:
+        FileNotFoundError: There is no file at `checkpoint`.
+        ValueError: A setting is out of range, or `checkpoint` does not fit `sizes`.
+    """
+
+    def __init__(
+        self,
+        sizes: QueSTConfig = FULL_SIZE,
+        checkpoint: str | None = None,
+        executed_actions: int = 8,
+        top_k: int = 5,
+        temperature: float = 1.0,
+        score: Literal["full", "sampled"] = "full",
+        language: Language = "hashed",
+    ) -> None:
+        super().__init__()
+        if not 1 <= executed_actions <= sizes.block_size:
+            raise ValueError(
+                f"executed_actions is {executed_actions}, but a block has {sizes.block_size} "
+                "actions: choose between 1 and that"
+            )
+        if not 1 <= top_k <= sizes.vocab_size:
+            raise ValueError(
+                f"top_k is {top_k}, but there are {sizes.vocab_size} skill tokens: choose between "
+                "1 and that"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; it must be above 0")
+        if score not in ("full", "sampled"):
+            raise ValueError(f"score is {score!r}; it must be 'full' or 'sampled'")
+        self.checkpoint = checkpoint
+        self.executed_actions = executed_actions
+        self.top_k = top_k
+        self.temperature = temperature
+        self.score = score
+        self.language: Language = language
+        self.noise_shape = (sizes.tokens,)
+        self.model = QueST(sizes)
+        if checkpoint is not None:
+            load_weights(self.model, checkpoint)
+        self.model.requires_grad_(False)
+        self.model.policy_prior.requires_grad_(True)
+        self.eval()
+
+    def train(self, mode: bool = True) -> QueSTPolicy:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def act(
+        self, observations: Sequence[Observation], tasks: Sequence[Task], noise: Tensor | None
+    ) -> Decisions:
+        """Decides for B environments; actions (B, executed_actions, 7) are not yet clipped."""
+        context = self.encode_observations(observations, tasks)
+        uniforms = None if noise is None else noise.to(self.device)
+        indices, logits = self.model.policy_prior.sample(
+            context, uniforms, self.top_k, self.temperature
+        )
+        record = {"context": context, "indices": indices}
+        if self.score == "sampled":
+            record["support"] = logits.topk(self.top_k, dim=-1).indices
+        log_probs, _ = self._score(logits, record)
+        actions = self.model.decode(indices)[:, : self.executed_actions]
+        return Decisions(actions, record, log_probs)
+
+    def log_prob(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores N recorded decisions in one forward of the prior."""
+        logits = self.model.prior_logits(record["context"], record["indices"])
+        return self._score(logits, record)
+
+    def encode_observations(
+        self, observations: Sequence[Observation], tasks: Sequence[Task]
+    ) -> Tensor:
+        """Returns the context tokens (B, 2, D) of B raw observations.
+
+        Raises:
+            ValueError: An observation lacks an input of the policy, or its images have another
+                size.
+        """
+        missing = {*CAMERAS, *LOWDIM} - observations[0].keys()
+        if missing:
+            raise ValueError(
+                f"QueST needs {sorted(missing)}, which the environment's observations lack"
+            )
+
+        def gather(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([o[name] for o in observations])).to(self.device)
+
+        images = {name: scale_images(gather(name).permute(0, 3, 1, 2)) for name in CAMERAS}
+        lowdim = {name: gather(name).float() for name in LOWDIM}
+        return self.model.encode_context(images, lowdim, self.embed([t.language for t in tasks]))
+
+    def embed(self, instructions: list[str]) -> Tensor:
+        """Returns the task embeddings (B, 512) of B instructions."""
+        return embed(instructions, self.language).to(self.device)
+
+    def _score(self, logits: Tensor, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy (N, T) of the recorded tokens under logits (N, T, vocab)."""
+        chosen = record["indices"][..., None]
+        if self.score == "sampled":
+            # What could be drawn is as recorded: the most likely tokens change with the weights,
+            # and a recorded token that is no longer among them would get probability zero.
+            support = record["support"]
+            logits = logits.gather(-1, support) / self.temperature
+            chosen = (support == chosen).long().argmax(-1, keepdim=True)
+        log_probs = logits.float().log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        return log_probs.gather(-1, chosen)[..., 0], entropy
+
+
+def scale_images(images: Tensor) -> Tensor:
+    """Maps uint8 images to float in [0, 1]."""
+    return images.float() / 255
