@@ -65,7 +65,7 @@ def _basket() -> StandIn:
 OBJECTS: tuple[StandIn, ...] = (
     _can("alphabet_soup", 0.0259, -0.04, (0.10, 0.25, 0.85), _WHITE),
     _can("tomato_sauce", 0.0266, -0.06, (0.75, 0.10, 0.55), (0.15, 0.65, 0.15)),
-    _carton("milk", 0.03, _WHITE, (0.15, 0.60, 0.90)),
+    _carton("milk", 0.03, _WHITE, (0.10, 0.10, 0.12)),
     _carton("orange_juice", 0.025, (1.00, 0.50, 0.05), (0.10, 0.50, 0.20)),
     _packet(
         "butter", 0.0052, (0.0381, 0.0198, 0.0087), (-0.02, 0.02, 0.02),
