@@ -1,0 +1,156 @@
+"""Where LIBERO's meshes and textures come from, and telling LIBERO so."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_ript.envs.libero.suites import libero_root
+
+log = logging.getLogger(__name__)
+
+ASSETS_VARIABLE = "LIBERO_ASSETS_PATH"
+HUB_DATASET = "lerobot/libero-assets"
+STANDIN_SUITES = ("libero_object",)
+
+_HUB_SECONDS = 10.0
+_HOW_TO_GET = (
+    f"set {ASSETS_VARIABLE} to a folder with LIBERO's assets, or download them once with "
+    f"`hf download --repo-type dataset {HUB_DATASET} --local-dir ~/.cache/libero/assets`"
+)
+
+
+@dataclass(frozen=True)
+class Assets:
+    """A folder of LIBERO assets.
+
+    Attributes:
+        path: The folder; it holds `scenes/` and the object folders.
+        source: Where it was found, in words.
+        standin: Whether these are the project's primitive shapes instead of LIBERO's own files.
+    """
+
+    path: Path
+    source: str
+    standin: bool = False
+
+    def announce(self) -> None:
+        """Logs which assets are used; loudly when results will not compare with the benchmark."""
+        if self.standin:
+            log.warning(
+                "STAND-IN ASSETS: LIBERO's own meshes and textures were not found, so the scenes "
+                "are built from primitive shapes (%s). Success rates are NOT comparable with the "
+                "benchmark; for the real assets %s.",
+                self.path,
+                _HOW_TO_GET,
+            )
+        else:
+            log.info("LIBERO assets: %s (%s).", self.path, self.source)
+
+
+def cache_folder() -> Path:
+    """Where the project keeps generated files: `$XDG_CACHE_HOME/lightning-ript`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lightning-ript"
+
+
+def resolve_assets(explicit: str | None, suite: str, download: bool = True) -> Assets:
+    """Finds LIBERO's assets.
+
+    The first of these that exists wins: the explicit setting, `LIBERO_ASSETS_PATH`, what hf-libero
+    has installed or cached, the hub, and for LIBERO-Object the built-in stand-ins.
+
+    Args:
+        explicit: The user's setting, or None.
+        suite: The suite that is about to run.
+        download: Whether the hub may be asked. Simulator workers do not: the main process has
+            already done so.
+
+    Raises:
+        FileNotFoundError: If a named folder is not one of LIBERO assets, or nothing was found.
+    """
+    if explicit is not None:
+        return _named(explicit, "the setting `assets`")
+    if from_environment := os.environ.get(ASSETS_VARIABLE):
+        return _named(from_environment, ASSETS_VARIABLE)
+    for path, source in (
+        (libero_root() / "assets", "installed with hf-libero"),
+        (_hub_cache(), "hf-libero's cache"),
+    ):
+        if (path / "scenes").is_dir():
+            return Assets(path, source)
+    if download and (downloaded := _download()) is not None:
+        return Assets(downloaded, f"downloaded from the hub's {HUB_DATASET}")
+    if suite not in STANDIN_SUITES:
+        raise FileNotFoundError(
+            f"{suite} needs LIBERO's assets, which were not found: {_HOW_TO_GET} "
+            f"(only {', '.join(STANDIN_SUITES)} has built-in stand-ins)."
+        )
+    from lightning_ript.envs.libero.standins import build_standins
+
+    return Assets(build_standins(cache_folder()), "built-in stand-ins", standin=True)
+
+
+def configure_libero(assets_path: Path) -> None:
+    """Points hf-libero at the assets, so that importing it never asks a question on stdin.
+
+    It sets `LIBERO_CONFIG_PATH` for this process to a folder of the project's cache; the user's own
+    `~/.libero` is neither read nor written.
+    """
+    root = libero_root()
+    paths = {
+        "benchmark_root": root,
+        "bddl_files": root / "bddl_files",
+        "init_states": root / "init_files",
+        "datasets": root.parent / "datasets",
+        "assets": assets_path,
+    }
+    text = "".join(f"{key}: '{path}'\n" for key, path in paths.items())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = cache_folder() / "libero-config" / digest
+    file = folder / "config.yaml"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as draft:
+            draft.write(text)
+        os.replace(draft.name, file)  # workers may write it at the same time
+    os.environ["LIBERO_CONFIG_PATH"] = str(folder)
+
+    import libero.libero
+
+    libero.libero._assets_path_cache = str(assets_path)
+
+
+def _named(folder: str, setting: str) -> Assets:
+    path = Path(folder).expanduser().absolute()
+    if not (path / "scenes").is_dir():
+        raise FileNotFoundError(
+            f"{setting} names {path}, which is no folder of LIBERO assets (it has no scenes/)."
+        )
+    return Assets(path, f"named by {setting}")
+
+
+def _hub_cache() -> Path:
+    return Path.home() / ".cache" / "libero" / "assets"  # hf-libero's own choice
+
+
+def _download() -> Path | None:
+    """Downloads the assets to where hf-libero would; None when the hub cannot be reached."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    folder = _hub_cache()
+    partial = folder.with_name(f"{folder.name}.partial")  # an interrupted download goes on there
+    try:
+        HfApi().dataset_info(HUB_DATASET, timeout=_HUB_SECONDS)
+        log.info("downloading LIBERO's assets from the hub's %s to %s.", HUB_DATASET, folder)
+        snapshot_download(HUB_DATASET, repo_type="dataset", local_dir=str(partial))
+    # The hub's client raises its HTTP library's errors, which differ between its versions.
+    except Exception as error:
+        log.warning("LIBERO's assets could not be downloaded from the hub: %s", error)
+        return None
+    os.replace(partial, folder)
+    return folder

@@ -1,0 +1,49 @@
+"""Which OpenGL draws the cameras, decided without loading it."""
+
+from __future__ import annotations
+
+import ctypes.util
+import logging
+import os
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
+
+
+def choose_backend() -> str:
+    """The value MUJOCO_GL has, or should have: EGL on an NVIDIA device, else software."""
+    if chosen := os.environ.get("MUJOCO_GL", "").lower().strip():
+        return chosen
+    return "egl" if any(Path("/dev").glob("nvidia[0-9]*")) else "osmesa"
+
+
+def check_backend() -> None:
+    """Refuses a machine that cannot draw.
+
+    Raises:
+        ValueError: If MUJOCO_GL names something that cannot draw off screen.
+        OSError: If the OpenGL library is missing.
+    """
+    backend = choose_backend()
+    if backend not in _LIBRARIES:
+        raise ValueError(
+            f"MUJOCO_GL is {backend!r}, but LIBERO's cameras are drawn off screen: "
+            "set it to egl (GPU) or osmesa (software), or leave it unset."
+        )
+    library, package = _LIBRARIES[backend]
+    if ctypes.util.find_library(library) is None:
+        raise OSError(
+            f"lib{library} is missing, which MuJoCo needs to draw with MUJOCO_GL={backend}: "
+            f"`apt-get install {package}` (Debian, Ubuntu)."
+        )
+
+
+def use_backend() -> None:
+    """Settles MUJOCO_GL for this process, before MuJoCo is imported."""
+    check_backend()
+    backend = choose_backend()
+    if not os.environ.get("MUJOCO_GL"):
+        os.environ["MUJOCO_GL"] = backend
+        log.info("MUJOCO_GL was not set; drawing with %s.", backend)

@@ -1,0 +1,229 @@
+"""One LIBERO task, compiled once and restored for every episode.
+
+LIBERO's own reset compiles the model anew, which takes seconds and draws new places for the
+fixtures. Here the model is built as the benchmark builds it (`seed(0)`, then `reset()`), what that
+left behind is kept, and an episode starts by putting all of it back: the physics, the controller,
+the gripper and the clocks of the observables. A restored episode is therefore bit for bit the one
+that LIBERO's `seed(0)`, `reset()`, `set_init_state(...)` would have run, whatever ran before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import mujoco
+import numpy as np
+from libero.libero.envs import OffScreenRenderEnv
+from robosuite.utils.observables import Observable, sensor
+
+from lightning_ript.envs.libero.cameras import Cameras
+from lightning_ript.envs.libero.fast_step import FastStepper
+from lightning_ript.envs.libero.suites import bddl_path
+from lightning_ript.types import Observation, Task
+
+CONTROL_HZ = 20
+ARM_JOINTS = 7
+NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+"""Stands still with the gripper open."""
+
+_PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
+
+
+class TaskSimulation:
+    """The simulator of one task.
+
+    Args:
+        task: The task.
+        cameras: Observation keys of the cameras to draw.
+        image_size: Height and width of the images.
+        mode: `exact` steps as robosuite does, `fast` with one forward pass per substep.
+    """
+
+    def __init__(
+        self, task: Task, cameras: Sequence[str], image_size: int, mode: Literal["exact", "fast"]
+    ) -> None:
+        with numpy_seed(0):  # the constructor draws, and `seed` sets, NumPy's global generator
+            self.libero = OffScreenRenderEnv(
+                bddl_file_name=str(bddl_path(task)),
+                use_camera_obs=False,
+                camera_heights=image_size,
+                camera_widths=image_size,
+                ignore_done=True,  # the caller limits episodes, not LIBERO's horizon
+            )
+            self.libero.seed(0)
+            self.libero.reset()
+        self.problem = self.libero.env
+        self.robot = self.problem.robots[0]
+        self.model = self.problem.sim.model._model
+        self.data = self.problem.sim.data._data
+        self._arm = np.array(self.robot._ref_joint_pos_indexes)
+        self._fingers = np.array(self.robot._ref_gripper_joint_pos_indexes)
+        self._grip_site = self.robot.eef_site_id
+        self._hand = self.problem.sim.model.body_name2id(self.robot.robot_model.eef_name)
+        self._cameras = Cameras(self.problem.sim, cameras, image_size)
+        self._physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
+        mujoco.mj_getState(self.model, self.data, self._physics, _PHYSICS)
+        self._site_rgba = self.model.site_rgba.copy()
+        controller = self.robot.controller
+        self._controller = {
+            name: np.copy(value) if isinstance(value, np.ndarray) else value
+            for name, value in vars(controller).items()
+        }
+        self._fast = FastStepper(self.problem) if mode == "fast" else None
+        self._wanted: Sequence[str] | None = None
+        self._seen: Observation | None = None
+        if self._fast is None:
+            self._add_observer()
+
+    def reset(self, state: np.ndarray) -> None:
+        """Puts everything back as LIBERO's reset left it, then sets the physical state.
+
+        Args:
+            state: Flattened state (1 + nq + nv,): time, positions, velocities.
+
+        Raises:
+            ValueError: If the state does not fit the model.
+        """
+        size = 1 + self.model.nq + self.model.nv
+        if state.shape != (size,) or not np.isfinite(state).all():
+            raise ValueError(
+                f"an initial state of shape {state.shape} was given, but this task's are "
+                f"{size} finite numbers: it belongs to another task or other assets."
+            )
+        self._restore()
+        self.libero.set_init_state(state)
+        if self._fast is not None:
+            self._fast.restart()
+
+    def step(self, action: np.ndarray, look: Sequence[str] | None) -> bool:
+        """Runs one control step (25 physics substeps, 50 ms).
+
+        Args:
+            action: (7,) float64 in [-1, 1].
+            look: Cameras to draw for `seen`; None to observe nothing.
+
+        Returns:
+            Whether the task's goal holds afterwards.
+        """
+        self._wanted = look
+        if self._fast is None:
+            _, _, success, _ = self.problem.step(action)
+        else:
+            self._fast.step(action, self._observe if look is not None else None)
+            self.problem._post_process()
+            success = self.problem._check_success()
+        return bool(success)
+
+    @property
+    def seen(self) -> Observation:
+        """The latest observation made during a step."""
+        assert self._seen is not None
+        return self._seen
+
+    def look(self, cameras: Sequence[str]) -> Observation:
+        """Observes the present state."""
+        self._wanted = cameras
+        self._observe()
+        return self.seen
+
+    def state(self) -> np.ndarray:
+        """The present flattened state (1 + nq + nv,) float64."""
+        return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
+
+    def sample_state(self, seed: int, joint_noise: float) -> np.ndarray:
+        """Draws an initial state as LIBERO's reset does, with the fixtures where they are.
+
+        Args:
+            seed: The only thing that the result depends on.
+            joint_noise: Standard deviation (rad) of the noise on the arm's joints; the benchmark's
+                own initial states have 0.02.
+
+        Returns:
+            (1 + nq + nv,) float64.
+        """
+        self._restore()
+        with numpy_seed(seed):
+            for sampler in self.problem.object_property_initializers:
+                self.problem.object_states_dict[sampler.name].set_joint(sampler.sample())
+            mujoco.mj_forward(self.model, self.data)
+            for position, quaternion, thing in self._sample_placements().values():
+                if not self.problem.is_fixture(thing.name):
+                    pose = np.concatenate([position, quaternion])
+                    self.problem.sim.data.set_joint_qpos(thing.joints[-1], pose)
+            self.data.qpos[self._arm] += np.random.normal(0.0, joint_noise, ARM_JOINTS)  # noqa: NPY002
+        self.data.time = 0.0
+        self.data.qvel[:] = 0.0
+        return self.state()
+
+    def close(self) -> None:
+        """Frees the simulator and its GL context."""
+        self.libero.close()
+
+    def _sample_placements(self) -> dict[str, Any]:
+        """LIBERO's placement, in its order, around the fixtures as they stand in the model.
+
+        LIBERO would draw new places for the fixtures as well; they would move for every other
+        episode, because they are part of the model and not of the state.
+        """
+        problem = self.problem
+        placements: dict[str, Any] = {}
+        for sampler in problem.placement_initializer.samplers.values():
+            (thing,) = sampler.mujoco_objects
+            if problem.is_fixture(thing.name):
+                body = problem.sim.model.body_name2id(thing.root_body)
+                pose = self.model.body_pos[body].copy(), self.model.body_quat[body].copy()
+                placements[thing.name] = (*pose, thing)
+            else:
+                placements = sampler.sample(fixtures=placements)
+        placements = problem.conditional_placement_initializer.sample(problem.sim, placements)
+        return problem.conditional_placement_on_objects_initializer.sample(placements)
+
+    def _restore(self) -> None:
+        mujoco.mj_setState(self.model, self.data, self._physics, _PHYSICS)
+        self.model.site_rgba[:] = self._site_rgba  # switched by some predicates, e.g. a lit burner
+        vars(self.robot.controller).update(
+            (name, value.copy() if isinstance(value, np.ndarray) else value)
+            for name, value in self._controller.items()
+        )
+        self.robot.gripper.current_action = np.zeros(self.robot.gripper.dof)
+        self.problem.timestep, self.problem.cur_time = 0, 0
+        self._wanted = None
+        for observable in self.problem._observables.values():
+            observable.reset()
+        self.problem._update_observables(force=True)  # LIBERO's reset looks once: sets the clocks
+
+    def _observe(self) -> None:
+        if self._wanted is None:
+            return
+        images = {key: self._cameras.draw(key) for key in self._wanted}
+        qpos = self.data.qpos
+        self._seen = {
+            **images,
+            "joint_states": qpos[self._arm].astype(np.float32),
+            "ee_pos": self.data.site_xpos[self._grip_site].astype(np.float32),
+            "ee_quat": self.data.xquat[self._hand][[1, 2, 3, 0]].astype(np.float32),
+            "gripper_states": qpos[self._fingers].astype(np.float32),
+        }
+
+    def _add_observer(self) -> None:
+        """Lets robosuite's own clock decide at which substep to look."""
+
+        @sensor(modality="ours")
+        def observer(_: object) -> np.ndarray:
+            self._observe()
+            return np.zeros(1)
+
+        self.problem.add_observable(Observable("ours", observer, sampling_rate=CONTROL_HZ))
+
+
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """Seeds NumPy's global generator, which robosuite draws from, and puts it back afterwards."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002

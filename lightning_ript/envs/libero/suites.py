@@ -1,0 +1,132 @@
+"""LIBERO's suites: which tasks they hold, where their files are and their test states.
+
+Everything is read from the installed hf-libero without importing `libero.libero`, which asks a
+question on stdin when it finds no configuration.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_ript.types import Task
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+
+_INIT_STATE_GLOBALS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+@functools.cache
+def libero_root() -> Path:
+    """Folder of the installed `libero.libero` package.
+
+    Raises:
+        ModuleNotFoundError: If hf-libero is not installed.
+    """
+    spec = importlib.util.find_spec("libero")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        root = Path(location) / "libero"
+        if (root / "bddl_files").is_dir():
+            return root
+    raise ModuleNotFoundError("LIBERO is not installed: run `pip install hf-libero`.")
+
+
+@functools.cache
+def suite_tasks(suite: str) -> tuple[Task, ...]:
+    """All tasks of a suite in the benchmark's official order.
+
+    Raises:
+        ValueError: If there is no such suite.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(SUITES)}.")
+    file = libero_root() / "benchmark" / "libero_suite_task_map.py"
+    spec = importlib.util.spec_from_file_location("libero_suite_task_map", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    names = module.libero_task_map[suite]
+    return tuple(Task(suite, i, name, _language(name)) for i, name in enumerate(names))
+
+
+def find_tasks(suite: str, wanted: Sequence[int | str] | None = None) -> tuple[Task, ...]:
+    """Chooses tasks of a suite.
+
+    Args:
+        suite: One of `SUITES`.
+        wanted: Task names or positions in the suite, in the order to keep; None for all.
+
+    Raises:
+        ValueError: If the suite or a task does not exist, or a task is named twice.
+    """
+    tasks = suite_tasks(suite)
+    if wanted is None:
+        return tasks
+    if isinstance(wanted, str) or not len(wanted):
+        raise ValueError(f"tasks must be a list of names or numbers of {suite}, not {wanted!r}.")
+    by_name = {task.name: task for task in tasks}
+    found: list[Task] = []
+    for key in wanted:
+        if isinstance(key, str):
+            if key not in by_name:
+                names = ", ".join(by_name)
+                raise ValueError(f"{suite} has no task {key!r}: its tasks are {names}.")
+            task = by_name[key]
+        elif isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < len(tasks):
+            raise ValueError(f"{suite} has no task {key}: they are numbered 0 to {len(tasks) - 1}.")
+        else:
+            task = tasks[key]
+        if task in found:
+            raise ValueError(f"task {task.index} ({task.name}) of {suite} is listed twice.")
+        found.append(task)
+    return tuple(found)
+
+
+def bddl_path(task: Task) -> Path:
+    """The task's BDDL file: its objects, regions, initial conditions and goal."""
+    return libero_root() / "bddl_files" / task.suite / f"{task.name}.bddl"
+
+
+def init_states(task: Task) -> np.ndarray:
+    """The benchmark's test states of a task, (50, 1 + nq + nv) float64.
+
+    Raises:
+        ValueError: If the file holds anything but an array.
+    """
+    path = libero_root() / "init_files" / task.suite / f"{task.name}.pruned_init"
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("archive/data.pkl") as file:
+            states = _ArrayUnpickler(file).load()
+    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a LIBERO init-state file ({error}).") from error
+    return np.asarray(states, dtype=np.float64)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads the NumPy array that `torch.save` put into a zip file, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _INIT_STATE_GLOBALS:
+            raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _language(name: str) -> str:
+    """The instruction a task's name spells; LIBERO-90's and -10's names begin with a scene."""
+    words = name.split("_")
+    if name[0].isupper():
+        scene = next(i for i, word in enumerate(words) if word.startswith("SCENE"))
+        words = words[scene + 1 :]
+    return " ".join(words)
