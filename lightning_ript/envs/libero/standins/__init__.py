@@ -6,6 +6,6 @@ poses are the originals'; looks are not, so success rates are not comparable wit
 """
 
 from lightning_ript.envs.libero.standins.catalogue import OBJECTS
-from lightning_ript.envs.libero.standins.pack import build_standins, default_cache
+from lightning_ript.envs.libero.standins.pack import build_standins
 
-__all__ = ["OBJECTS", "build_standins", "default_cache"]
+__all__ = ["OBJECTS", "build_standins"]

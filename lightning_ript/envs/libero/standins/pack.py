@@ -16,17 +16,7 @@ rates measured with them are not comparable with the benchmark's.
 """
 
 
-def default_cache() -> Path:
-    """The user's cache folder for this package.
-
-    Returns:
-        ``$XDG_CACHE_HOME/lightning-ript``, or ``~/.cache/lightning-ript``.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lightning-ript"
-
-
-def build_standins(root: Path | None = None) -> Path:
+def build_standins(root: Path) -> Path:
     """Generate the asset pack, unless it is there already.
 
     The folder's name ends in a hash of the pack's content: another version of the generator
@@ -34,7 +24,7 @@ def build_standins(root: Path | None = None) -> Path:
     one step, whatever else builds it at the same time; a damaged one is replaced.
 
     Args:
-        root: folder that holds the packs, made if missing; the user's cache folder if None.
+        root: folder that holds the packs, such as the user's cache; made if missing.
 
     Returns:
         The pack's folder, usable as LIBERO's assets folder for LIBERO-Object.
@@ -42,7 +32,6 @@ def build_standins(root: Path | None = None) -> Path:
     Raises:
         OSError: if the folder cannot be written.
     """
-    root = default_cache() if root is None else Path(root)
     files = pack_files()
     pack = root / f"libero-standins-{_digest(files)}"
     if _is_complete(pack, files):

@@ -11,7 +11,7 @@ from typing import Literal
 
 # Contact behaviour of LIBERO's own objects: stiff contacts, high friction.
 _CONTACT = 'friction="0.95 0.3 0.1" solimp="0.998 0.998 0.001" solref="0.001 1"'
-_FLAT = (math.cos(math.pi / 8), math.sin(math.pi / 8))  # an octagon's flat side: where, how wide
+_FLAT = math.tan(math.pi / 8)  # half a side of the octagon around a circle of radius 1
 
 Vector = tuple[float, float, float]
 Color = tuple[float, float, float]
@@ -48,9 +48,8 @@ class Part:
         if self.shape == "box":
             return (self.size,)
         radius, _, height = self.size
-        half = radius * math.sqrt(0.5)
-        long, short, low = radius * _FLAT[0], radius * _FLAT[1], height - 0.0005
-        return ((half, half, height), (long, short, low), (short, long, low))
+        half, side, low = radius * math.sqrt(0.5), radius * _FLAT, height - 0.0005
+        return ((half, half, height), (radius, side, low), (side, radius, low))
 
 
 @dataclass(frozen=True)
