@@ -1,0 +1,8 @@
+"""Callbacks: they watch a run and write what a person wants to see of it."""
+
+from lightning_ript.callbacks.evaluation_report import EvaluationReport
+from lightning_ript.callbacks.rollout_statistics import RolloutStatistics
+from lightning_ript.callbacks.rollout_video import RolloutVideo
+from lightning_ript.callbacks.run_report import RunReport
+
+__all__ = ["EvaluationReport", "RolloutStatistics", "RolloutVideo", "RunReport"]

@@ -1,0 +1,165 @@
+"""The history of a run and its learning curve."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lightning_ript.callbacks.evaluation_report import success_metric
+from lightning_ript.evaluation import EvaluationResult
+from lightning_ript.files import replacing
+from lightning_ript.run_directory import history_path, learning_curve_path
+
+
+class RunReport(Callback):
+    """After each iteration, writes `<run_dir>/history.json` and `<run_dir>/learning_curve.png`.
+
+    The history is part of the checkpoint, so a resumed run goes on with it, and what came after
+    the checkpoint is forgotten with the weights. Seconds count from the start of training; those
+    between the last checkpoint and a kill are lost.
+
+    An entry holds `iteration` (1 for the first), `seconds`, `metrics` (what the module has logged
+    by the time Lightning calls the callbacks' `on_train_epoch_end`, which is before the module's
+    own) and `evaluation`, None when there was none.
+
+    Args:
+        baseline: JSON of an evaluation of the starting policy, drawn at iteration 0.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not an evaluation result.
+    """
+
+    def __init__(self, baseline: str | None = None) -> None:
+        self._baseline = None if baseline is None else EvaluationResult.read(baseline)
+        self._history: list[dict[str, Any]] = []
+        self._evaluation: dict[str, Any] | None = None
+        self._started = 0.0  # of the monotonic clock, moved back by the seconds of earlier runs
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The entries so far, oldest first."""
+        return self._history
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses a module that counts no successes."""
+        success_metric(pl_module, type(self).__name__)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Goes on from the iteration that training goes on from."""
+        done = trainer.current_epoch
+        self._history = [entry for entry in self._history if entry["iteration"] <= done]
+        spent = self._history[-1]["seconds"] if self._history else 0.0
+        self._started = time.monotonic() - spent
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the result for this iteration's entry."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            result = success_metric(pl_module, type(self).__name__).compute()
+            self._evaluation = result.to_dict()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Adds the iteration's entry; checkpoints are saved after this hook and contain it."""
+        # Every rank reads: reducing a metric over the ranks is a collective operation.
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self._evaluation is None:  # Lightning keeps the values of the last evaluation
+            metrics = {name: v for name, v in metrics.items() if not name.startswith("val/")}
+        self._history.append(
+            {
+                "iteration": trainer.current_epoch + 1,
+                "seconds": time.monotonic() - self._started,
+                "metrics": metrics,
+                "evaluation": self._evaluation,
+            }
+        )
+        self._evaluation = None
+        if trainer.is_global_zero:
+            with replacing(history_path(trainer.default_root_dir)) as temporary:
+                temporary.write_text(json.dumps(self._history, indent=2) + "\n", encoding="utf-8")
+            figure = draw_learning_curve(self._history, self._baseline)
+            with replacing(learning_curve_path(trainer.default_root_dir)) as temporary:
+                figure.savefig(temporary)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history."""
+        return {"history": list(self._history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the history of the checkpoint."""
+        self._history = list(state_dict["history"])
+
+
+def draw_learning_curve(
+    history: Sequence[dict[str, Any]], baseline: EvaluationResult | None = None
+) -> Figure:
+    """Draws success over iterations of learning, with the minutes they took on top.
+
+    The rollouts of iteration n are collected before it learns, so they stand at n - 1, where the
+    evaluation of the same policy stands.
+
+    Args:
+        history: Entries of `RunReport.history`.
+        baseline: Evaluation of the starting policy, if there is one.
+
+    Returns:
+        The figure, to be saved.
+    """
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rollouts = [
+        (entry["iteration"] - 1, entry["metrics"]["rollout/success_rate"])
+        for entry in history
+        if "rollout/success_rate" in entry["metrics"]
+    ]
+    if rollouts:
+        x, rates = zip(*rollouts, strict=True)
+        axes.plot(x, rates, "o-", color="tab:gray", markersize=3, label="training rollouts")
+    evaluations = [(0, baseline)] if baseline is not None else []
+    evaluations += [
+        (entry["iteration"], EvaluationResult.from_dict(entry["evaluation"]))
+        for entry in history
+        if entry["evaluation"] is not None
+    ]
+    evaluations = [(x, result) for x, result in evaluations if result.overall.episodes]
+    if evaluations:
+        x, results = zip(*evaluations, strict=True)
+        low, high = zip(*(result.interval() for result in results), strict=True)
+        axes.fill_between(x, low, high, color="tab:blue", alpha=0.2, linewidth=0)
+        # A band of one point has no width.
+        axes.vlines(x, low, high, color="tab:blue", alpha=0.4, linewidth=1.5)
+        episodes = results[-1].overall.episodes
+        axes.plot(
+            x,
+            [result.rate for result in results],
+            "o-",
+            color="tab:blue",
+            label=f"test states ({episodes} episodes, 95 % interval)",
+        )
+        tasks = results[-1].tasks
+        axes.set_title(tasks[0].language if len(tasks) == 1 else f"{len(tasks)} tasks", pad=10)
+    last = history[-1]["iteration"] if history else 1
+    axes.set_xlim(-0.03 * last, 1.03 * last)
+    axes.set_ylim(-0.02, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.0%}")
+    axes.set_xlabel("iterations of learning")
+    axes.set_ylabel("success rate")
+    axes.grid(alpha=0.3)
+    if rollouts or evaluations:
+        axes.legend(loc="lower right")
+    minutes = {0: 0.0} | {entry["iteration"]: entry["seconds"] / 60 for entry in history}
+    ticks = [tick for tick in axes.get_xticks() if tick in minutes]
+    top = axes.twiny()
+    top.set_xlim(axes.get_xlim())
+    top.set_xticks(ticks, [f"{minutes[int(tick)]:.3g}" for tick in ticks])
+    top.set_xlabel("minutes")
+    return figure

@@ -1,0 +1,31 @@
+"""Where a run's results lie below its directory, `trainer.default_root_dir`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def evaluation_path(run_dir: str | Path, name: str) -> Path:
+    """The JSON of the evaluation called `name`."""
+    return Path(run_dir) / "evaluation" / f"{name}.json"
+
+
+def videos_path(run_dir: str | Path, name: str) -> Path:
+    """The folder of the evaluation's videos."""
+    return Path(run_dir) / "videos" / name
+
+
+def videos_of(evaluation: str | Path) -> list[Path]:
+    """The videos that were made along with an evaluation's JSON, sorted by name."""
+    path = Path(evaluation)
+    return sorted(videos_path(path.parent.parent, path.stem).glob("*.mp4"))
+
+
+def history_path(run_dir: str | Path) -> Path:
+    """The history of the iterations, as JSON."""
+    return Path(run_dir) / "history.json"
+
+
+def learning_curve_path(run_dir: str | Path) -> Path:
+    """The picture of the history."""
+    return Path(run_dir) / "learning_curve.png"
