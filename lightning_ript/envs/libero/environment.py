@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_ript.envs.libero import graphics
 from lightning_ript.envs.libero.assets import configure_libero, resolve_assets
-from lightning_ript.envs.libero.cameras import CAMERAS
+from lightning_ript.envs.libero.graphics import CAMERAS, Render
 from lightning_ript.envs.libero.suites import find_tasks, init_states
 from lightning_ript.types import ChunkResult, Context, Observation, Task
 
@@ -41,6 +41,9 @@ class LiberoSpec:
         cameras: Observation keys of the cameras that a policy sees.
         mode: `exact` repeats LIBERO's stepping bit for bit; `fast` does the same physics with a
             third of the work, positions equal to 1e-6 after 100 steps.
+        render: `full` gives LIBERO's own pixels; `light` draws meshes with fewer triangles and
+            without shadows and reflections, several times as fast in software. Train and evaluate
+            with the same; checkpoints from elsewhere want `full`.
         assets: Folder of LIBERO's assets; None to look for them (see `assets.resolve_assets`).
         init_joint_noise: Standard deviation (rad) of the noise on the arm's joints in sampled
             resets; 0.02 is what the benchmark's own initial states carry.
@@ -54,6 +57,7 @@ class LiberoSpec:
     settle_steps: int = 10
     cameras: tuple[str, ...] = tuple(CAMERAS)
     mode: Mode = "fast"
+    render: Render = "full"
     assets: str | None = None
     init_joint_noise: float = 0.02
     max_compiled: int = 2
@@ -88,8 +92,11 @@ class LiberoSpec:
             )
         if unknown := set(self.cameras) - set(CAMERAS):
             raise ValueError(f"no camera {unknown.pop()!r}: choose from {', '.join(CAMERAS)}.")
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode is {self.mode!r}: choose {' or '.join(get_args(Mode))}.")
+        for name, choices in (("mode", get_args(Mode)), ("render", get_args(Render))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must be {' or '.join(choices)}."
+                )
         for name, least in (("max_steps", 1), ("settle_steps", 0), ("max_compiled", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
@@ -111,7 +118,9 @@ class LiberoEnvironment:
 
     def __init__(self, spec: LiberoSpec) -> None:
         graphics.use_backend()
-        configure_libero(resolve_assets(spec.assets, spec.suite, download=False).path)
+        assets = resolve_assets(spec.assets, spec.suite, download=False)
+        assets.announce()
+        configure_libero(assets.path)
         self._spec = spec
         self._simulations: OrderedDict[str, TaskSimulation] = OrderedDict()
         self._current: TaskSimulation | None = None
@@ -213,7 +222,7 @@ class LiberoEnvironment:
                 self._simulations.popitem(last=False)[1].close()
             log.info("compiling LIBERO's task %d of %s: %s.", task.index, task.suite, task.name)
             self._simulations[task.name] = TaskSimulation(
-                task, self._spec.cameras, self._spec.image_size, self._spec.mode
+                task, self._spec.image_size, self._spec.mode, self._spec.render
             )
         self._simulations.move_to_end(task.name)
         return self._simulations[task.name]

@@ -1,4 +1,4 @@
-"""Which OpenGL draws the cameras, decided without loading it."""
+"""What is drawn and by which OpenGL, for processes that must load neither MuJoCo nor OpenGL."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import ctypes.util
 import logging
 import os
 from pathlib import Path
+from typing import Literal
 
 log = logging.getLogger(__name__)
+
+CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}
+"""Observation key -> name of the camera in LIBERO's models."""
+
+Render = Literal["full", "light"]
 
 _LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
 

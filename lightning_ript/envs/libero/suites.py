@@ -54,7 +54,8 @@ def suite_tasks(suite: str) -> tuple[Task, ...]:
         raise ValueError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(SUITES)}.")
     file = libero_root() / "benchmark" / "libero_suite_task_map.py"
     spec = importlib.util.spec_from_file_location("libero_suite_task_map", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     names = module.libero_task_map[suite]
