@@ -8,21 +8,27 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_ript.callbacks.fresh_metrics import FreshMetrics
+
 _NAN = float("nan")
 
 
 class RolloutStatistics(Callback):
     """After each iteration, shows one line: what was collected, what was learned, how long it took.
 
-    It shows what the module has logged by the time Lightning calls the callbacks'
-    `on_train_epoch_end`, which is before the module's own: a metric that the module logs there
-    comes too late.
+    What the module logs in its own `on_train_epoch_end` comes too late, see `FreshMetrics`.
     """
+
+    def __init__(self) -> None:
+        self._metrics = FreshMetrics()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Marks earlier numbers as old."""
+        self._metrics.start(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the line."""
-        # Every rank reads: reducing a metric over the ranks is a collective operation.
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = self._metrics.read(trainer)
         iteration = trainer.current_epoch + 1
         if "rollout/success_rate" not in metrics:
             rank_zero_warn(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_ript.callbacks.evaluation_report import success_metric
+from lightning_ript.callbacks.fresh_metrics import FreshMetrics
 from lightning_ript.evaluation import EvaluationResult
 from lightning_ript.files import replacing
 from lightning_ript.run_directory import history_path, learning_curve_path
@@ -26,9 +27,9 @@ class RunReport(Callback):
     the checkpoint is forgotten with the weights. Seconds count from the start of training; those
     between the last checkpoint and a kill are lost.
 
-    An entry holds `iteration` (1 for the first), `seconds`, `metrics` (what the module has logged
-    by the time Lightning calls the callbacks' `on_train_epoch_end`, which is before the module's
-    own) and `evaluation`, None when there was none.
+    An entry holds `iteration` (1 for the first), `seconds`, `metrics` (those of this iteration;
+    what the module logs in its own `on_train_epoch_end` comes too late, see `FreshMetrics`) and
+    `evaluation`, None when there was none.
 
     Args:
         baseline: JSON of an evaluation of the starting policy, drawn at iteration 0.
@@ -42,6 +43,7 @@ class RunReport(Callback):
         self._baseline = None if baseline is None else EvaluationResult.read(baseline)
         self._history: list[dict[str, Any]] = []
         self._evaluation: dict[str, Any] | None = None
+        self._metrics = FreshMetrics()
         self._started = 0.0  # of the monotonic clock, moved back by the seconds of earlier runs
 
     @property
@@ -60,6 +62,10 @@ class RunReport(Callback):
         spent = self._history[-1]["seconds"] if self._history else 0.0
         self._started = time.monotonic() - spent
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Marks earlier numbers as old."""
+        self._metrics.start(trainer)
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the result for this iteration's entry."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -68,15 +74,11 @@ class RunReport(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the iteration's entry; checkpoints are saved after this hook and contain it."""
-        # Every rank reads: reducing a metric over the ranks is a collective operation.
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self._evaluation is None:  # Lightning keeps the values of the last evaluation
-            metrics = {name: v for name, v in metrics.items() if not name.startswith("val/")}
         self._history.append(
             {
                 "iteration": trainer.current_epoch + 1,
                 "seconds": time.monotonic() - self._started,
-                "metrics": metrics,
+                "metrics": self._metrics.read(trainer),
                 "evaluation": self._evaluation,
             }
         )
@@ -100,7 +102,7 @@ class RunReport(Callback):
 def draw_learning_curve(
     history: Sequence[dict[str, Any]], baseline: EvaluationResult | None = None
 ) -> Figure:
-    """Draws success over iterations of learning, with the minutes they took on top.
+    """Draws success over iterations of learning, with the time they took on top.
 
     The rollouts of iteration n are collected before it learns, so they stand at n - 1, where the
     evaluation of the same policy stands.
@@ -156,10 +158,11 @@ def draw_learning_curve(
     axes.grid(alpha=0.3)
     if rollouts or evaluations:
         axes.legend(loc="lower right")
-    minutes = {0: 0.0} | {entry["iteration"]: entry["seconds"] / 60 for entry in history}
-    ticks = [tick for tick in axes.get_xticks() if tick in minutes]
+    seconds = {0: 0.0} | {entry["iteration"]: entry["seconds"] for entry in history}
+    unit, name = (60, "minutes") if max(seconds.values()) >= 120 else (1, "seconds")
+    ticks = [tick for tick in axes.get_xticks() if tick in seconds]
     top = axes.twiny()
     top.set_xlim(axes.get_xlim())
-    top.set_xticks(ticks, [f"{minutes[int(tick)]:.3g}" for tick in ticks])
-    top.set_xlabel("minutes")
+    top.set_xticks(ticks, [f"{seconds[int(tick)] / unit:.1f}" for tick in ticks])
+    top.set_xlabel(name)
     return figure

@@ -234,8 +234,9 @@ def test_learning_curve_shows_each_policy_where_it_stands():
         tick: text.get_text()
         for tick, text in zip(minutes.get_xticks(), minutes.get_xticklabels(), strict=True)
     }
-    assert labels[0] == "0"
-    assert labels[2] == "3"
+    assert labels[0] == "0.0"
+    assert labels[2] == "3.0"
+    assert minutes.get_xlabel() == "minutes"
     assert axes.get_title() == "pick"
 
 
@@ -271,11 +272,18 @@ def test_statistics_line_shows_all_numbers():
     )
 
 
-def test_statistics_warn_when_the_module_logs_too_late(tmp_path):
-    module = Counter()
-    module.training_step = lambda batch, batch_idx: module.weight.sum()
-    with pytest.warns(UserWarning, match=r"logged no `rollout/success_rate`"):
-        make_trainer(tmp_path, RolloutStatistics(), max_epochs=1).fit(module, Episodes())
+def test_numbers_logged_too_late_are_missing_not_last_iterations(tmp_path):
+    class Late(Counter):
+        def training_step(self, batch, batch_idx):
+            return self.weight.sum()
+
+        def on_train_epoch_end(self):
+            self.log("rollout/success_rate", 0.1 * (self.current_epoch + 1))
+
+    statistics, run_report = RolloutStatistics(), RunReport()
+    with pytest.warns(UserWarning, match=r"Iteration 2 logged no `rollout/success_rate`"):
+        make_trainer(tmp_path, statistics, run_report, max_epochs=2).fit(Late(), Episodes())
+    assert [list(entry["metrics"]) for entry in run_report.history] == [["val/success_rate"]] * 2
 
 
 def read_video(path) -> np.ndarray:
