@@ -125,7 +125,7 @@ class QueSTPolicy(PolicyAdapter):
         def gather(name: str) -> Tensor:
             return torch.from_numpy(np.stack([o[name] for o in observations])).to(self.device)
 
-        images = {name: scale_images(gather(name).permute(0, 3, 1, 2)) for name in CAMERAS}
+        images = {name: scale_images(gather(name)) for name in CAMERAS}
         lowdim = {name: gather(name).float() for name in LOWDIM}
         return self.model.encode_context(images, lowdim, self.embed([t.language for t in tasks]))
 
@@ -148,5 +148,5 @@ class QueSTPolicy(PolicyAdapter):
 
 
 def scale_images(images: Tensor) -> Tensor:
-    """Maps uint8 images to float in [0, 1]."""
-    return images.float() / 255
+    """Maps images (B, H, W, 3) uint8 to (B, 3, H, W) float in [0, 1], channels last in memory."""
+    return images.permute(0, 3, 1, 2).float() / 255

@@ -115,6 +115,11 @@ class SkillVAE(nn.Module):
 
     def encode(self, actions: Tensor) -> Tensor:
         """Maps actions (B, block_size, A) to latents (B, T, D) before quantization."""
+        if actions.shape[1] != self.block_size:
+            raise ValueError(
+                f"The autoencoder encodes blocks of {self.block_size} actions, but got blocks of "
+                f"{actions.shape[1]}; make the data's block_size and the policy's agree"
+            )
         return self.encoder(self.add_positional_emb(self.conv_block(self.action_proj(actions))))
 
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:

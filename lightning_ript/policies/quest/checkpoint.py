@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lightning_ript.files import replacing
+
 OFFICIAL_PREFIX = "module."
 LIGHTNING_PREFIX = "policy.model."
 SHOWN = 8
@@ -40,7 +42,8 @@ def load_official(model: nn.Module, path: str | Path) -> None:
 def save_official(model: nn.Module, path: str | Path) -> None:
     """Writes `model` as an official file, bit for bit as it is."""
     weights = {OFFICIAL_PREFIX + name: value for name, value in model.state_dict().items()}
-    torch.save({"model": weights}, path)
+    with replacing(path) as temporary:
+        torch.save({"model": weights}, temporary)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -1,0 +1,185 @@
+"""The supervised stages of QueST: autoencoder, then fine-tuning on demonstrations (SFT)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lightning_ript.demos.augmentation import jitter_colors, translate
+from lightning_ript.policies.quest.adapter import QueSTPolicy, scale_images
+
+Batch = dict[str, Any]
+"""A batch of `DemonstrationDataModule`: its docstring has the shapes."""
+
+
+class DemonstrationTraining(L.LightningModule):
+    """What the stages share: optimizer, schedule and logging.
+
+    Args:
+        policy: The policy.
+        lr: Learning rate at the start.
+        min_lr: Learning rate at the end; a cosine over all optimizer steps lies between.
+        weight_decay: Decay of AdamW; biases and norms are exempt.
+    """
+
+    def __init__(
+        self,
+        policy: QueSTPolicy,
+        lr: float = 1e-4,
+        min_lr: float = 1e-5,
+        weight_decay: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if not 0 <= min_lr <= lr or lr == 0:
+            raise ValueError(f"lr is {lr} and min_lr {min_lr}; 0 <= min_lr <= lr must hold")
+        self.policy = policy
+        self.lr = lr
+        self.min_lr = min_lr
+        self.weight_decay = weight_decay
+
+    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the stage's `loss` on a batch, and what to log beside it."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the loss."""
+        metrics = self.metrics(batch)
+        self._log(metrics, "train", batch)
+        return metrics["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs the loss on demonstrations that were held out."""
+        self._log(self.metrics(batch), "val", batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW and a cosine schedule.
+
+        Raises:
+            ValueError: The trainer has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ValueError("The learning rate's schedule needs an end: set trainer.max_epochs")
+        learning = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in learning if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(steps), self.min_lr)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _log(self, metrics: dict[str, Tensor], stage: str, batch: Batch) -> None:
+        named = {f"{stage}/{name}": value.detach() for name, value in metrics.items()}
+        size = len(batch["actions"])
+        self.log_dict(named, prog_bar=True, batch_size=size, sync_dist=stage == "val")
+
+
+class AutoencoderTraining(DemonstrationTraining):
+    """Learns skill tokens for blocks of actions, by mean absolute error. Needs no images.
+
+    Args:
+        policy: The policy; its autoencoder learns.
+        lr: Learning rate at the start.
+        min_lr: Learning rate at the end; a cosine over all optimizer steps lies between.
+        weight_decay: Decay of AdamW; biases and norms are exempt.
+    """
+
+    def __init__(
+        self,
+        policy: QueSTPolicy,
+        lr: float = 1e-4,
+        min_lr: float = 1e-5,
+        weight_decay: float = 1e-4,
+    ) -> None:
+        super().__init__(policy, lr, min_lr, weight_decay)
+        self.policy.model.requires_grad_(False)
+        self.policy.model.autoencoder.requires_grad_(True)
+        self.train()  # the policy comes in evaluation mode, and Lightning leaves modes alone
+
+    def train(self, mode: bool = True) -> AutoencoderTraining:
+        """Puts the autoencoder in the mode; the rest stays in evaluation mode."""
+        super().train(mode)
+        self.policy.model.autoencoder.train(mode)
+        return self
+
+    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the reconstruction error."""
+        return {"loss": self.policy.model.autoencoder_loss(batch["actions"])}
+
+
+class SupervisedFineTuning(DemonstrationTraining):
+    """Learns to predict the demonstrators' skill tokens from images and proprioception.
+
+    Encoders and prior learn, by cross-entropy; the autoencoder is frozen. It makes the targets
+    without dropout, so that one block of actions always has the same tokens; the reference leaves
+    its dropout on, which makes some of its targets random.
+
+    Args:
+        policy: The policy; its `checkpoint` brings the trained autoencoder.
+        lr: Learning rate at the start.
+        min_lr: Learning rate at the end; a cosine over all optimizer steps lies between.
+        weight_decay: Decay of AdamW; biases and norms are exempt.
+        color_jitter: Strength of the colour augmentation, 0 to 0.5; 0 for none.
+        translation: Width of the range of random shifts in pixels, 4 for -2 to 2; 0 for none.
+
+    Raises:
+        ValueError: A setting is out of range, or the policy has no checkpoint.
+    """
+
+    def __init__(
+        self,
+        policy: QueSTPolicy,
+        lr: float = 1e-4,
+        min_lr: float = 1e-5,
+        weight_decay: float = 1e-4,
+        color_jitter: float = 0.3,
+        translation: int = 4,
+    ) -> None:
+        super().__init__(policy, lr, min_lr, weight_decay)
+        if not 0 <= color_jitter <= 0.5:
+            raise ValueError(f"color_jitter is {color_jitter}; it must be from 0 to 0.5")
+        if translation < 0 or translation % 2:
+            raise ValueError(f"translation is {translation}; it must be even and not negative")
+        if policy.checkpoint is None:
+            raise ValueError(
+                "Fine-tuning needs a trained autoencoder: set the policy's checkpoint to that of "
+                "the autoencoder stage"
+            )
+        self.color_jitter = color_jitter
+        self.translation = translation
+        self.policy.model.requires_grad_(True)
+        self.policy.model.autoencoder.requires_grad_(False)
+        self.train()  # the policy comes in evaluation mode, and Lightning leaves modes alone
+
+    def train(self, mode: bool = True) -> SupervisedFineTuning:
+        """Puts encoders and prior in the mode; the autoencoder stays in evaluation mode."""
+        super().train(mode)
+        self.policy.model.train(mode)
+        self.policy.model.autoencoder.eval()
+        return self
+
+    def metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the cross-entropy, and how often the most likely token is the right one."""
+        model = self.policy.model
+        indices = model.action_indices(batch["actions"])
+        images = {name: self._prepare(images) for name, images in batch["images"].items()}
+        task_emb = self.policy.embed(batch["language"])
+        context = model.encode_context(images, batch["lowdim"], task_emb)
+        logits = model.prior_logits(context, indices)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), indices.flatten())
+        return {"loss": loss, "accuracy": (logits.argmax(-1) == indices).float().mean()}
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        scaled = scale_images(images)
+        if not self.training:
+            return scaled
+        return translate(jitter_colors(scaled, self.color_jitter), self.translation)
