@@ -6,12 +6,13 @@ Simulator workers unpickle `Task` and `Context`, so this module imports torch fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Observation = Mapping[str, np.ndarray]
@@ -134,3 +135,13 @@ class Minibatch:
     weights: Tensor
     normalizer: float
     is_last: bool
+
+    def to(self, device: torch.device) -> Minibatch:
+        """Returns a copy on `device`."""
+        return replace(
+            self,
+            record={name: value.to(device) for name, value in self.record.items()},
+            old_log_probs=self.old_log_probs.to(device),
+            advantages=self.advantages.to(device),
+            weights=self.weights.to(device),
+        )

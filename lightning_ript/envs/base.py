@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -28,20 +29,24 @@ class Environment(Protocol):
         """Frees the simulator."""
 
 
-class EnvironmentSpec(Protocol):
+class EnvironmentSpec(ABC):
     """Everything needed to build an environment in another process; picklable."""
 
     max_steps: int
     """Control steps after which an episode has failed."""
 
+    @abstractmethod
     def tasks(self) -> Sequence[Task]:
         """The tasks this environment can run, cheaply (no simulator is started)."""
 
+    @abstractmethod
     def test_contexts(self, task: Task) -> Sequence[Context]:
         """The evaluation states of a task, never to be trained on (LIBERO: 50 per task)."""
 
+    @abstractmethod
     def check(self) -> None:
         """Raises with one clear sentence when this machine cannot run the environment."""
 
+    @abstractmethod
     def make(self) -> Environment:
         """Builds the environment; called inside the worker."""

@@ -1,0 +1,129 @@
+"""`lightning-ript`: fit and validate through LightningCLI, and the project's own commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import auto_cli
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_ript.policies.quest.checkpoint import is_official, load_official
+
+_CHECKPOINTS = "checkpoints"
+
+
+class RIPTCLI(LightningCLI):
+    """LightningCLI with one folder per run, which a second start of the same command resumes.
+
+    `--run_dir` holds checkpoints, metrics, the resolved config and whatever callbacks write. `fit`
+    goes on from `<run_dir>/checkpoints/last.ckpt` if there is one, unless `--ckpt_path` says
+    otherwise; `validate` takes Lightning checkpoints and official QueST checkpoints alike.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds `--run_dir`, and checkpoints of every epoch."""
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of the run")
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.set_defaults({"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 1})
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses a missing checkpoint before models and environments are built."""
+        settings = self._settings
+        path = settings.get("ckpt_path")
+        last = Path(settings.run_dir, _CHECKPOINTS, "last.ckpt")
+        if self.subcommand == "fit" and path is None and last.exists():
+            settings["ckpt_path"] = str(last)
+        elif path is not None and path not in ("best", "last") and not Path(path).is_file():
+            raise FileNotFoundError(f"--ckpt_path names {path}, which does not exist.")
+
+    @property
+    def _settings(self) -> Any:
+        return self.config[self.subcommand]
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds what every run has: a CSV logger if no other is named, and `last.ckpt`."""
+        run_dir = self._settings.run_dir
+        if self._settings.trainer.logger in (None, True):
+            kwargs["logger"] = CSVLogger(run_dir, name="metrics")
+        trainer = super().instantiate_trainer(**kwargs)
+        if not any(type(c) is ModelCheckpoint and c.save_last for c in trainer.callbacks):
+            trainer.callbacks.append(
+                ModelCheckpoint(
+                    Path(run_dir, _CHECKPOINTS),
+                    save_last=True,
+                    save_top_k=0,
+                    every_n_epochs=1,
+                    save_on_train_epoch_end=True,
+                )
+            )
+        return trainer
+
+    def before_fit(self) -> None:
+        """Says which checkpoint is resumed."""
+        if self._settings.ckpt_path is not None:
+            logging.getLogger(__name__).info("Resuming %s", self._settings.ckpt_path)
+
+    def before_validate(self) -> None:
+        """Loads an official checkpoint into the policy, which Lightning could not read."""
+        path = self.config_init[self.subcommand]["ckpt_path"]
+        if path is not None and path not in ("best", "last") and is_official(path):
+            load_official(self.model.policy.model, path)
+            self.config_init[self.subcommand]["ckpt_path"] = None
+
+
+def _fit(arguments: list[str]) -> None:
+    try:
+        RIPTCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=arguments,
+        )
+    except SIGTERMException:
+        sys.exit("Stopped by SIGTERM; the same command goes on from the last finished epoch.")
+
+
+def _collect_demos(arguments: list[str]) -> None:
+    from lightning_ript.demos.collect import collect_demos
+
+    auto_cli(collect_demos, args=arguments, prog="lightning-ript collect-demos")
+
+
+def _report(arguments: list[str]) -> None:
+    from lightning_ript.report import report
+
+    auto_cli(report, args=arguments, prog="lightning-ript report")
+
+
+_COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "collect-demos": (_collect_demos, "run the scripted expert and write LIBERO HDF5 files"),
+    "report": (_report, "summarize a run: success before and after, curve, videos"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in _COMMANDS:
+        _COMMANDS[arguments[0]][0](arguments[1:])
+        return
+    if not arguments or arguments[0] in ("-h", "--help"):
+        own = "".join(f"  {name:14} {text}\n" for name, (_, text) in _COMMANDS.items())
+        sys.stdout.write(f"usage: lightning-ript COMMAND [--config FILE ...]\n\ncommands:\n{own}")
+        sys.stdout.write("  fit, validate  train or evaluate; LightningCLI's, see fit --help\n")
+        return
+    _fit(arguments)

@@ -1,0 +1,350 @@
+"""Experience: a fresh batch of kept rollouts every epoch, and the evaluation episodes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from tqdm import tqdm
+
+from lightning_ript.context_queue import ContextQueue, make_queue
+from lightning_ript.contexts import ContextSource, SampledContexts
+from lightning_ript.envs.base import EnvironmentSpec
+from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.minibatches import EpisodeEntry, MinibatchSchedule, episode_entries
+from lightning_ript.module import RIPTLightningModule
+from lightning_ript.rollouts import Collection, Episode, collect_groups, run_episodes
+from lightning_ript.types import Context, Minibatch, Rollout
+
+log = logging.getLogger(__name__)
+
+_EVALUATION = 2**32 - 1  # Stands where training seeds have the iteration.
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Collects rollouts of the live policy; one trainer epoch is one RIPT iteration.
+
+    Args:
+        environment: What to run episodes in.
+        contexts: Where training episodes start.
+        rollouts_per_context: K, at least 2.
+        groups_per_iteration: B, groups to keep per iteration over all ranks.
+        stop_fraction: Stop collecting at this share of B (the reference stops at 0.8).
+        max_contexts: Contexts to try per iteration at most, over all ranks; by default 10 B. An
+            iteration that reaches it goes on with the groups it has.
+        dynamic_sampling: Whether groups whose rewards are all equal are dropped.
+        num_workers: Simulator processes per rank; 0 runs the environment in this process.
+        eval_states_per_task: Test states per task to evaluate on, all by default.
+        eval_sampling: Evaluate with sampled actions (QueST) or the most likely ones (OpenVLA-OFT).
+        eval_videos: Of this many test episodes per task frames are kept, for `RolloutVideo`.
+        seed: Seed of contexts, action noise and shuffling.
+
+    Raises:
+        ValueError: If a setting makes no sense.
+    """
+
+    def __init__(
+        self,
+        environment: EnvironmentSpec,
+        contexts: ContextSource | None = None,
+        rollouts_per_context: int = 8,
+        groups_per_iteration: int = 180,
+        stop_fraction: float = 1.0,
+        max_contexts: int | None = None,
+        dynamic_sampling: bool = True,
+        num_workers: int = 2,
+        eval_states_per_task: int | None = None,
+        eval_sampling: bool = True,
+        eval_videos: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if rollouts_per_context < 2:
+            raise ValueError(
+                f"rollouts_per_context (K) is {rollouts_per_context}: a rollout is judged by the "
+                "others of its group, so set it to 2 or more."
+            )
+        if groups_per_iteration < 1 or not 0 < stop_fraction <= 1:
+            raise ValueError(
+                f"groups_per_iteration is {groups_per_iteration} and stop_fraction "
+                f"{stop_fraction}: set the first to 1 or more and the second within (0, 1]."
+            )
+        self.environment = environment
+        self.contexts = contexts or SampledContexts()
+        self.rollouts_per_context = rollouts_per_context
+        self.groups_wanted = math.ceil(stop_fraction * groups_per_iteration)
+        self.max_contexts = max_contexts or 10 * groups_per_iteration
+        if self.max_contexts < self.groups_wanted:
+            raise ValueError(
+                f"max_contexts is {self.max_contexts}, fewer than the {self.groups_wanted} groups "
+                "to keep: raise it or lower groups_per_iteration."
+            )
+        self.dynamic_sampling = dynamic_sampling
+        self.num_workers = num_workers
+        self.eval_states_per_task = eval_states_per_task
+        self.eval_sampling = eval_sampling
+        self.eval_videos = eval_videos
+        self.seed = seed
+        self._next_context = 0
+        self._pool: EnvironmentPool | None = None
+        self.collected: dict[str, float] = {}
+
+    @property
+    def module(self) -> RIPTLightningModule:
+        """The module whose policy acts."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        if not isinstance(module, RIPTLightningModule):
+            raise TypeError(
+                f"RolloutDataModule needs a RIPTLightningModule, not {type(module).__name__}: "
+                "set model.class_path."
+            )
+        return module
+
+    def setup(self, stage: str) -> None:
+        """Refuses what cannot work before anything expensive is started."""
+        assert self.trainer is not None
+        if stage == "fit" and self.trainer.reload_dataloaders_every_n_epochs != 1:
+            raise ValueError(
+                "RolloutDataModule collects anew every epoch: set "
+                "trainer.reload_dataloaders_every_n_epochs to 1."
+            )
+        self.environment.check()
+        if stage == "fit":
+            self.contexts.check(self.environment)
+        self.module.success_rate.reset_tasks(self.environment.tasks())
+
+    @property
+    def pool(self) -> EnvironmentPool:
+        """The simulators, started when they are first needed."""
+        if self._pool is None:
+            self._pool = EnvironmentPool(self.environment, self.num_workers)
+        return self._pool
+
+    def teardown(self, stage: str) -> None:
+        """Ends the simulators."""
+        self._close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends the simulators."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor in the context stream."""
+        return {"next_context": self._next_context}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the stream was left."""
+        self._next_context = state_dict["next_context"]
+
+    def transfer_batch_to_device(
+        self, batch: Minibatch | Rollout, device: torch.device, dataloader_idx: int
+    ) -> Minibatch | Rollout:
+        """Moves micro-batches; evaluation rollouts stay where they are."""
+        return batch.to(device) if isinstance(batch, Minibatch) else batch
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> MinibatchSchedule | list[Minibatch]:
+        """Collects, filters, and returns the micro-batches of all PPO passes."""
+        trainer = self.trainer
+        assert trainer is not None
+        max_epochs = trainer.max_epochs
+        if max_epochs is not None and 0 <= max_epochs <= trainer.current_epoch:
+            return []  # A finished run was started again: Lightning asks before it looks.
+        started = time.monotonic()
+        collection = self._collect(trainer)
+        self._next_context = collection.next_context
+        entries, fillers = self._exchange(collection, time.monotonic() - started)
+        if not entries:
+            rank_zero_warn(
+                f"All {self.max_contexts} contexts of iteration {trainer.current_epoch} gave "
+                "groups of equal rewards, so there is nothing to learn from: the run ends here. "
+                "The policy always fails or always succeeds on these contexts; a better start, "
+                "other contexts or more rollouts per context would change that."
+            )
+            trainer.should_stop = True
+            return []
+        module = self.module
+        return MinibatchSchedule(
+            collection.groups,
+            entries,
+            trainer.global_rank,
+            trainer.world_size,
+            *fillers[0],
+            module.passes,
+            module.episodes_per_minibatch,
+            module.decisions_per_microbatch,
+            module.aggregation,
+            module.advantage,
+            (self.seed, trainer.current_epoch),
+        )
+
+    def _collect(self, trainer: L.Trainer) -> Collection:
+        iteration = trainer.current_epoch
+        first = self._next_context
+        queue = make_queue(f"iteration{iteration}", first, self.groups_wanted, self.max_contexts)
+        bar = tqdm(
+            desc=f"iteration {iteration}: collecting",
+            unit="episode",
+            disable=trainer.global_rank > 0 or trainer.progress_bar_callback is None,
+            dynamic_ncols=True,
+        )
+        successes = 0
+
+        def on_rollout(rollout: Rollout, queue: ContextQueue) -> None:
+            nonlocal successes
+            if trainer.received_sigterm:
+                raise SIGTERMException
+            successes += rollout.success
+            bar.update()
+            bar.set_postfix_str(
+                f"groups kept {queue.kept}/{self.groups_wanted} dropped {queue.dropped}, "
+                f"success {successes / bar.n if bar.n else 0:.0%}"
+            )
+
+        with bar, _acting(self.module):
+            return collect_groups(
+                self.module.policy,
+                self.pool,
+                queue,
+                lambda n: self.contexts.context(n, self.environment, self.seed),
+                self.rollouts_per_context,
+                (self.seed, iteration),
+                self.environment.max_steps,
+                self.dynamic_sampling,
+                on_rollout,
+            )
+
+    def _exchange(
+        self, collection: Collection, seconds: float
+    ) -> tuple[list[EpisodeEntry], list[tuple[dict[str, torch.Tensor], int]]]:
+        """Tells all ranks who holds what, and sums the statistics of all into `collected`.
+
+        Returns:
+            The episodes of all ranks, and from each rank that has one the record of a decision and
+            its number of action tokens, for ranks that hold no episode.
+        """
+        assert self.trainer is not None
+        rank = self.trainer.global_rank
+        filler = None
+        if collection.groups:
+            first = collection.groups[0].rollouts[0]
+            one = {name: value[:1].clone() for name, value in first.record.items()}
+            filler = (one, first.log_probs.shape[1])
+        mine = (episode_entries(collection.groups, rank), filler, collection_counts(collection))
+        if self.trainer.world_size > 1:
+            everyone: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(everyone, mine)
+        else:
+            everyone = [mine]
+        entries = [entry for part in everyone for entry in part[0]]
+        fillers = [part[1] for part in everyone if part[1] is not None]
+        total = {key: sum(part[2][key] for part in everyone) for key in mine[2]}
+        kept_rate = total["kept_successes"] / max(1, total["kept_episodes"])
+        self.collected = {
+            "rollout/success_rate": total["successes"] / max(1, total["episodes"]),
+            "rollout/success_rate_kept": kept_rate,
+            "rollout/groups_kept": total["kept_groups"],
+            "rollout/groups_dropped": total["dropped_groups"],
+            "rollout/episode_length": total["steps"] / max(1, total["episodes"]),
+            "rollout/episodes_per_second": total["episodes"] / seconds,
+            "time/collecting": seconds,
+        }
+        if total["kept_groups"] < self.groups_wanted and total["kept_groups"]:
+            rank_zero_info(
+                f"Iteration {self.trainer.current_epoch} kept {total['kept_groups']} of "
+                f"{self.groups_wanted} groups after {self.max_contexts} contexts and goes on."
+            )
+        return entries, fillers
+
+    # -- evaluation -------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> EvaluationEpisodes:
+        """The evaluation episodes, run lazily: one finished rollout per batch."""
+        assert self.trainer is not None
+        contexts: list[tuple[Context, bool]] = []
+        for task in self.environment.tasks():
+            states = self.environment.test_contexts(task)[: self.eval_states_per_task]
+            contexts += [(context, i < self.eval_videos) for i, context in enumerate(states)]
+        mine = contexts[self.trainer.global_rank :: self.trainer.world_size]
+        return EvaluationEpisodes(mine, self._evaluate)
+
+    def _evaluate(self, contexts: list[tuple[Context, bool]]) -> Iterator[Rollout]:
+        assert self.trainer is not None
+        trainer = self.trainer
+
+        def episodes() -> Iterator[Episode]:
+            for context, record in contexts:
+                seed = (self.seed, _EVALUATION, context.task.index, context.index)
+                yield Episode(context, 0, seed if self.eval_sampling else None, record)
+
+        with _acting(self.module):
+            stream = run_episodes(
+                self.module.policy, self.pool, episodes(), self.environment.max_steps
+            )
+            for rollout in stream:
+                if trainer.received_sigterm:
+                    raise SIGTERMException
+                yield rollout
+
+
+class EvaluationEpisodes:
+    """A sized iterable of evaluation rollouts; every iteration runs them anew."""
+
+    def __init__(
+        self,
+        contexts: list[tuple[Context, bool]],
+        run: Callable[[list[tuple[Context, bool]]], Iterator[Rollout]],
+    ) -> None:
+        self._contexts, self._run = contexts, run
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def __iter__(self) -> Iterator[Rollout]:
+        return self._run(self._contexts)
+
+
+def collection_counts(collection: Collection) -> dict[str, int]:
+    """The numbers of a collection that add up over ranks."""
+    kept = [rollout for group in collection.groups for rollout in group.rollouts]
+    return {
+        "successes": collection.successes,
+        "episodes": collection.episodes,
+        "steps": collection.steps,
+        "kept_groups": len(collection.groups),
+        "dropped_groups": len(collection.dropped),
+        "kept_successes": sum(rollout.success for rollout in kept),
+        "kept_episodes": len(kept),
+    }
+
+
+class _acting:  # noqa: N801 (a context manager)
+    """Puts the policy in evaluation mode without gradients, and back."""
+
+    def __init__(self, module: RIPTLightningModule) -> None:
+        self._policy = module.policy
+        self._no_grad = torch.no_grad()
+
+    def __enter__(self) -> None:
+        self._was_training = self._policy.training
+        self._policy.eval()
+        self._no_grad.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._no_grad.__exit__(*error)  # type: ignore[arg-type]
+        self._policy.train(self._was_training)

@@ -1,0 +1,110 @@
+"""A toy twin of LIBERO: the same schema, no dependency, thousands of episodes per second.
+
+A point starts somewhere in a square and has to reach a goal. The goal is where an image would show
+it, in `joint_states`; the right action is obvious, so a policy that does not learn is at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_ript.envs.base import EnvironmentSpec
+from lightning_ript.types import ChunkResult, Context, Observation, Task
+
+_STEP = 0.1  # Distance covered by an action of length 1.
+_RADIUS = 0.15  # Distance from the goal that counts as success.
+_TEST_SEED = 10_000_000  # Training seeds stay below: test states are never trained on.
+
+
+@dataclass(frozen=True)
+class ToySpec(EnvironmentSpec):
+    """Builds `ToyEnvironment`s.
+
+    Attributes:
+        num_tasks: Number of tasks; task i rotates the action axes by i quarter turns.
+        max_steps: Control steps after which an episode has failed.
+        test_states: Evaluation states per task.
+    """
+
+    num_tasks: int = 2
+    max_steps: int = 32
+    test_states: int = 50
+
+    def tasks(self) -> Sequence[Task]:
+        """The toy's tasks."""
+        return [
+            Task("toy", i, f"turn_{90 * i}", f"reach the goal, turned by {90 * i} degrees")
+            for i in range(self.num_tasks)
+        ]
+
+    def test_contexts(self, task: Task) -> Sequence[Context]:
+        """Fixed starts for evaluation."""
+        return [Context(task, i, seed=_TEST_SEED + i) for i in range(self.test_states)]
+
+    def check(self) -> None:
+        """Raises if a setting makes no sense.
+
+        Raises:
+            ValueError: If a count is not positive.
+        """
+        for name in ("num_tasks", "max_steps", "test_states"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ToySpec.{name} is {getattr(self, name)}, but must be positive.")
+
+    def make(self) -> ToyEnvironment:
+        """Builds the environment."""
+        return ToyEnvironment()
+
+
+class ToyEnvironment:
+    """A point that has to reach a goal; actions (2,) are clipped to [-1, 1]."""
+
+    def reset(self, context: Context, record: bool = False) -> Observation:
+        """Draws start and goal from the context's seed, or takes them from `init_state` (4,)."""
+        rng = np.random.default_rng([context.task.index, context.seed])
+        state = rng.uniform(-0.5, 0.5, 4) if context.init_state is None else context.init_state
+        self._point, self._goal = np.array(state[:2]), np.array(state[2:])
+        turn = context.task.index * np.pi / 2
+        self._axes = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        self._record = record
+        return self._observe()
+
+    def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+        """Moves the point, one action after the other, until it is at the goal."""
+        if not np.isfinite(actions).all():
+            raise ValueError(f"the policy gave a non-finite action: {actions.tolist()}.")
+        frames = []
+        success, steps = False, 0
+        for action in actions:
+            self._point = self._point + _STEP * self._axes @ np.clip(action, -1, 1)
+            steps += 1
+            if self._record:
+                frames.append(self._draw())
+            success = bool(np.linalg.norm(self._point - self._goal) < _RADIUS)
+            if success:
+                break
+        return ChunkResult(self._observe(), success, steps, tuple(frames))
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _observe(self) -> Observation:
+        joints = np.zeros(7, np.float32)
+        joints[:2] = self._goal
+        position = np.zeros(3, np.float32)
+        position[:2] = self._point
+        return {
+            "joint_states": joints,
+            "ee_pos": position,
+            "gripper_states": np.zeros(2, np.float32),
+        }
+
+    def _draw(self) -> np.ndarray:
+        frame = np.full((64, 64, 3), 255, np.uint8)
+        for place, colour in ((self._goal, (0, 160, 0)), (self._point, (200, 0, 0))):
+            row, column = (np.clip(place / 2 + 0.5, 0, 0.95) * 64).astype(int)
+            frame[row : row + 3, column : column + 3] = colour
+        return frame

@@ -1,0 +1,202 @@
+"""Learning: clipped PPO on the kept rollouts, around any policy adapter."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+
+from lightning_ript.advantages import AdvantageEstimator
+from lightning_ript.evaluation import SuccessRate
+from lightning_ript.minibatches import Aggregation
+from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.ppo import Surrogate, clipped_surrogate, kl_penalty
+from lightning_ript.types import Minibatch, Rollout
+
+_WATCHED = ("ratio", "clip_fraction", "approx_kl", "entropy")
+
+
+def _adamw(parameters: Iterable[Any]) -> Optimizer:
+    """The reference's optimizer for QueST (paper, appendix)."""
+    return torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.999), weight_decay=1e-4)
+
+
+class RIPTLightningModule(L.LightningModule):
+    """Post-trains a policy with RIPT. Defaults are the reference's for QueST.
+
+    Args:
+        policy: The policy.
+        advantage: Advantage estimator.
+        passes: PPO passes over the kept rollouts per iteration.
+        episodes_per_minibatch: Episodes per optimizer step, over all ranks.
+        decisions_per_microbatch: Decision steps per forward pass and rank at most; bounds memory
+            and changes nothing else.
+        aggregation: Mean over all tokens, or over episodes of each one's mean.
+        clip_low: Clip range of the ratio below 1.
+        clip_high: Clip range above 1; larger than `clip_low` for an asymmetric clip.
+        kl_coefficient: Weight of the KL divergence to the starting policy; 0 for none.
+        max_grad_norm: Gradients of each optimizer group are scaled down to this norm.
+        optimizer: Makes the optimizer from the policy's parameter groups.
+        scheduler: Makes a learning rate scheduler, stepped once per iteration.
+
+    Raises:
+        ValueError: If a setting makes no sense.
+    """
+
+    success_rate: SuccessRate
+
+    def __init__(
+        self,
+        policy: PolicyAdapter,
+        advantage: AdvantageEstimator = "leave_one_out",
+        passes: int = 20,
+        episodes_per_minibatch: int = 8,
+        decisions_per_microbatch: int = 512,
+        aggregation: Aggregation = "token",
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        kl_coefficient: float = 0.0,
+        max_grad_norm: float = 1.0,
+        optimizer: OptimizerCallable = _adamw,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        positive = {
+            "passes": passes,
+            "episodes_per_minibatch": episodes_per_minibatch,
+            "decisions_per_microbatch": decisions_per_microbatch,
+            "clip_low": clip_low,
+            "clip_high": clip_high,
+            "max_grad_norm": max_grad_norm,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise ValueError(f"model.{name} is {value}, but must be positive.")
+        if kl_coefficient < 0:
+            raise ValueError(f"model.kl_coefficient is {kl_coefficient}, but must not be negative.")
+        self.automatic_optimization = False
+        self.policy = policy
+        self.advantage = advantage
+        self.passes = passes
+        self.episodes_per_minibatch = episodes_per_minibatch
+        self.decisions_per_microbatch = decisions_per_microbatch
+        self.aggregation = aggregation
+        self.clip_low, self.clip_high = clip_low, clip_high
+        self.kl_coefficient = kl_coefficient
+        self.max_grad_norm = max_grad_norm
+        self._make_optimizer: Callable = optimizer
+        self._make_scheduler: Callable | None = scheduler
+        self.reference = copy.deepcopy(policy).requires_grad_(False) if kl_coefficient else None
+        self.success_rate = SuccessRate()
+        self.watched = MetricCollection({name: MeanMetric() for name in (*_WATCHED, "advantage")})
+        self.grad_norm = MeanMetric()
+        self.loss = MeanMetric()
+        self._loss_of_step = 0.0
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over the policy's parameter groups."""
+        optimizer = self._make_optimizer(self.policy.parameter_groups())
+        if self._make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Dropout stays off: the ratio compares probabilities of one and the same network."""
+        self.policy.eval()
+        self._learning_since = time.monotonic()
+
+    def training_step(self, batch: Minibatch, batch_idx: int) -> None:
+        """One forward and backward pass; steps the optimizer at the end of a minibatch."""
+        log_probs, entropy = self.policy.log_prob(batch.record)
+        surrogate = clipped_surrogate(
+            log_probs,
+            batch.old_log_probs,
+            batch.advantages,
+            batch.weights,
+            batch.normalizer,
+            self.clip_low,
+            self.clip_high,
+        )
+        loss = surrogate.loss
+        if self.reference is not None:
+            with torch.no_grad():
+                reference, _ = self.reference.log_prob(batch.record)
+            loss = loss + self.kl_coefficient * kl_penalty(
+                log_probs, reference, batch.weights, batch.normalizer
+            )
+        # Strategies average gradients over ranks, but the normalizer already spans them.
+        self.manual_backward(loss * self.trainer.world_size)
+        self._watch(batch, surrogate, entropy.detach(), loss.detach())
+        if batch.is_last:
+            self._step()
+
+    def _step(self) -> None:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        for group in optimizer.param_groups:
+            self.grad_norm.update(
+                torch.nn.utils.clip_grad_norm_(
+                    group["params"], self.max_grad_norm, error_if_nonfinite=True
+                )
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _watch(
+        self, batch: Minibatch, surrogate: Surrogate, entropy: Tensor, loss: Tensor
+    ) -> None:
+        values = {
+            "ratio": surrogate.ratio,
+            "clip_fraction": surrogate.clipped,
+            "approx_kl": surrogate.approx_kl,
+            "entropy": entropy,
+            "advantage": batch.advantages.abs().unsqueeze(-1).expand_as(batch.weights),
+        }
+        if batch.weights.any():
+            for name, value in values.items():
+                self.watched[name].update(value, batch.weights)
+        self._loss_of_step += float(loss)
+        if batch.is_last:
+            self.loss.update(self._loss_of_step)
+            self._loss_of_step = 0.0
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the iteration and steps the learning rate."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            self.log_dict(datamodule.collected, rank_zero_only=True)
+        metrics = {**self.watched, "loss": self.loss, "grad_norm": self.grad_norm}
+        for name, metric in metrics.items():
+            self.log(f"train/{name}", metric.compute())
+            metric.reset()
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log("time/learning", time.monotonic() - self._learning_since, rank_zero_only=True)
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr, call-arg]
+
+    # -- evaluation -------------------------------------------------------------------------------
+
+    def validation_step(self, rollout: Rollout, batch_idx: int) -> None:
+        """Counts one evaluation episode."""
+        task = self.success_rate.tasks.index(rollout.context.task)
+        self.success_rate.update(task, rollout.success, rollout.steps)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs success rates over all ranks."""
+        result = self.success_rate.compute()
+        self.evaluation = result
+        self.log("val/success_rate", result.rate, prog_bar=True)
+        for task in result.tasks:
+            self.log(f"val/success_rate/{task.task}", task.rate)
+        self.success_rate.reset()

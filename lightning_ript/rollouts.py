@@ -1,0 +1,229 @@
+"""2: K episodes per context, scheduled over the environment pool, with batched inference.
+
+What is collected does not depend on timing or on the number of workers: an episode draws its noise
+from (seed, iteration, context, k) alone, and the groups of an iteration are the first ones of the
+context stream that qualify, whichever finish first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.filtering import is_informative
+from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.context_queue import ContextQueue
+from lightning_ript.types import ChunkResult, Context, Rollout, RolloutGroup
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode to run.
+
+    Attributes:
+        context: Where it starts.
+        k: Its number in the group.
+        seed: Entropy of its sampling noise; None acts on the most likely action instead.
+        record: Whether to keep a frame of every control step.
+    """
+
+    context: Context
+    k: int
+    seed: tuple[int, ...] | None
+    record: bool = False
+
+
+@dataclass
+class _Running:
+    """An episode in a slot."""
+
+    episode: Episode
+    rng: np.random.Generator | None
+    steps: int = 0
+    records: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    log_probs: list[torch.Tensor] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+def run_episodes(
+    policy: PolicyAdapter, pool: EnvironmentPool, episodes: Iterator[Episode], max_steps: int
+) -> Iterator[Rollout]:
+    """Runs episodes and yields each as it finishes; a free slot starts the next one at once.
+
+    Closing the generator abandons the episodes still running.
+
+    Args:
+        policy: Decides for all slots that wait, in one batch.
+        pool: Where the episodes run.
+        episodes: What to run; the next one is taken only when a slot is free.
+        max_steps: Control steps after which an episode has failed.
+    """
+    running: dict[int, _Running] = {}
+
+    def start(slot: int) -> None:
+        episode = next(episodes, None)
+        if episode is not None:
+            rng = None if episode.seed is None else np.random.default_rng(episode.seed)
+            running[slot] = _Running(episode, rng)
+            pool.reset(slot, episode.context, episode.record)
+
+    try:
+        for slot in pool.slots:
+            start(slot)
+        while running:
+            deciding, observations = [], []
+            for slot, answer in pool.wait():
+                state = running[slot]
+                if isinstance(answer, ChunkResult):
+                    state.steps += answer.steps
+                    state.frames.extend(answer.frames)
+                    if answer.success or state.steps >= max_steps:
+                        del running[slot]
+                        start(slot)
+                        yield _finish(state, answer.success)
+                        continue
+                    answer = answer.observation
+                deciding.append(slot)
+                observations.append(answer)
+            if deciding:
+                _decide(policy, pool, deciding, observations, running, max_steps)
+    finally:
+        pool.drain()
+
+
+def _decide(
+    policy: PolicyAdapter,
+    pool: EnvironmentPool,
+    slots: list[int],
+    observations: list,
+    running: dict[int, _Running],
+    max_steps: int,
+) -> None:
+    """Gives each waiting slot its next action chunk."""
+    states = [running[slot] for slot in slots]
+    # Sampled and greedy episodes may share the pool; each kind makes one batch.
+    for sampled in (True, False):
+        rows = [i for i, state in enumerate(states) if (state.rng is not None) == sampled]
+        if not rows:
+            continue
+        noise = None
+        if sampled:
+            draws = [states[i].rng.random(policy.noise_shape, np.float32) for i in rows]  # type: ignore[union-attr]
+            noise = torch.from_numpy(np.stack(draws)).to(policy.device)
+        tasks = [states[i].episode.context.task for i in rows]
+        decisions = policy.act([observations[i] for i in rows], tasks, noise)
+        actions = decisions.actions.cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise FloatingPointError(
+                f"the policy gave a non-finite action for task '{tasks[0].name}': its parameters "
+                "have probably diverged; lower the learning rate or resume an earlier checkpoint."
+            )
+        log_probs = decisions.log_probs.float().cpu()
+        record = {name: value.cpu() for name, value in decisions.record.items()}
+        for row, i in enumerate(rows):
+            states[i].records.append({name: value[row] for name, value in record.items()})
+            states[i].log_probs.append(log_probs[row])
+            pool.step_chunk(slots[i], actions[row][: max_steps - states[i].steps])
+
+
+def _finish(state: _Running, success: bool) -> Rollout:
+    record = {name: torch.stack([r[name] for r in state.records]) for name in state.records[0]}
+    return Rollout(
+        state.episode.context,
+        state.episode.k,
+        success,
+        state.steps,
+        record,
+        torch.stack(state.log_probs),
+        tuple(state.frames),
+    )
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What this rank's share of an iteration's collection brought.
+
+    Attributes:
+        groups: Kept groups, in the order of their context numbers.
+        dropped: Context numbers of this rank's finished groups with all-equal rewards.
+        successes: Successful episodes among all finished ones, kept or not.
+        episodes: Finished episodes.
+        steps: Control steps of the finished episodes.
+        next_context: Number of the first context the next iteration takes.
+    """
+
+    groups: tuple[RolloutGroup, ...]
+    dropped: tuple[int, ...]
+    successes: int
+    episodes: int
+    steps: int
+    next_context: int
+
+
+def collect_groups(
+    policy: PolicyAdapter,
+    pool: EnvironmentPool,
+    queue: ContextQueue,
+    context: Callable[[int], Context],
+    rollouts_per_context: int,
+    seed: tuple[int, ...],
+    max_steps: int,
+    dynamic_sampling: bool = True,
+    on_rollout: Callable[[Rollout, ContextQueue], None] = lambda rollout, queue: None,
+) -> Collection:
+    """Runs groups until the queue says that enough were kept or that no context is left.
+
+    Args:
+        policy: The policy to sample from.
+        pool: This rank's environments.
+        queue: Hands out context numbers and knows when to stop, across all ranks.
+        context: Number -> context.
+        rollouts_per_context: K.
+        seed: Entropy that every episode's noise starts from, e.g. (run seed, iteration).
+        max_steps: Control steps after which an episode has failed.
+        dynamic_sampling: Whether groups with all-equal rewards are dropped.
+        on_rollout: Called after every finished episode, for progress; may raise to stop.
+    """
+    finished: dict[int, list[Rollout]] = {}
+    complete: dict[int, RolloutGroup] = {}
+
+    def episodes() -> Iterator[Episode]:
+        while (n := queue.claim()) is not None:
+            start = context(n)
+            finished[n] = []
+            for k in range(rollouts_per_context):
+                yield Episode(start, k, seed=(*seed, n, k))
+
+    stream = run_episodes(policy, pool, episodes(), max_steps)
+    for rollout in stream:
+        n = rollout.context.index
+        finished[n].append(rollout)
+        if len(finished[n]) == rollouts_per_context:
+            group = RolloutGroup(
+                rollout.context, tuple(sorted(finished.pop(n), key=lambda r: r.k))
+            )
+            complete[n] = group
+            queue.report(n, not dynamic_sampling or is_informative(group.rewards))
+        on_rollout(rollout, queue)
+        if queue.enough():
+            stream.close()  # abandons what still runs
+            break
+    queue.wait()
+    # Groups beyond the point where enough were kept are discarded: whether they had finished in
+    # time depends on timing, and the next iteration starts with their contexts.
+    end = queue.end()
+    used = {n: group for n, group in sorted(complete.items()) if n < end}
+    kept = {n: g for n, g in used.items() if not dynamic_sampling or is_informative(g.rewards)}
+    everything = [rollout for group in used.values() for rollout in group.rollouts]
+    return Collection(
+        tuple(kept.values()),
+        tuple(n for n in used if n not in kept),
+        sum(rollout.success for rollout in everything),
+        len(everything),
+        sum(rollout.steps for rollout in everything),
+        end,
+    )
