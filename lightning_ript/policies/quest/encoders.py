@@ -98,10 +98,10 @@ class ImageEncoder(nn.Module):
         self.block_2 = BasicBlock(width, width)
         self.block_3 = BasicBlock(width, 2 * width, stride=2)
         self.block_4 = BasicBlock(2 * width, 2 * width)
-        self.projection_layer = SpatialProjection(2 * width, -(-image_size // 8), out_dim)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.projection_layer = SpatialProjection(2 * width, -(-image_size // 8), out_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images (B, 3, H, W) in [0, 1] to embeddings (B, out_dim)."""
