@@ -51,20 +51,20 @@ class RIPTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds what every run has: a CSV logger if no other is named, and `last.ckpt`."""
         run_dir = self._settings.run_dir
-        if self._settings.trainer.logger in (None, True):
-            kwargs["logger"] = CSVLogger(run_dir, name="metrics")
-        trainer = super().instantiate_trainer(**kwargs)
-        if not any(type(c) is ModelCheckpoint and c.save_last for c in trainer.callbacks):
-            trainer.callbacks.append(
-                ModelCheckpoint(
-                    Path(run_dir, _CHECKPOINTS),
-                    save_last=True,
-                    save_top_k=0,
-                    every_n_epochs=1,
-                    save_on_train_epoch_end=True,
-                )
+        settings = self.config_init[self.subcommand].trainer
+        if settings.logger in (None, True):
+            settings.logger = CSVLogger(run_dir, name="metrics")
+        callbacks = settings.callbacks or []
+        if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+            last = ModelCheckpoint(
+                Path(run_dir, _CHECKPOINTS),
+                save_last=True,
+                save_top_k=0,
+                every_n_epochs=1,
+                save_on_train_epoch_end=True,
             )
-        return trainer
+            settings.callbacks = [*callbacks, last]
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """Says which checkpoint is resumed."""
@@ -76,6 +76,7 @@ class RIPTCLI(LightningCLI):
         path = self.config_init[self.subcommand]["ckpt_path"]
         if path is not None and path not in ("best", "last") and is_official(path):
             load_official(self.model.policy.model, path)
+            self.model.policy.checkpoint = path
             self.config_init[self.subcommand]["ckpt_path"] = None
 
 

@@ -213,7 +213,8 @@ class RolloutDataModule(L.LightningDataModule):
             bar.update()
             bar.set_postfix_str(
                 f"groups kept {queue.kept}/{self.groups_wanted} dropped {queue.dropped}, "
-                f"success {successes / bar.n if bar.n else 0:.0%}"
+                f"success {successes / bar.n if bar.n else 0:.0%}",
+                refresh=False,
             )
 
         with bar, _acting(self.module):

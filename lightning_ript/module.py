@@ -170,17 +170,23 @@ class RIPTLightningModule(L.LightningModule):
             self.loss.update(self._loss_of_step)
             self._loss_of_step = 0.0
 
-    def on_train_epoch_end(self) -> None:
-        """Logs the iteration and steps the learning rate."""
+    def on_train_batch_end(self, outputs: Any, batch: Minibatch, batch_idx: int) -> None:
+        """Logs the iteration once its last step is done, before callbacks look at it."""
+        if not self.trainer.is_last_batch:
+            return
         datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
-            self.log_dict(datamodule.collected, rank_zero_only=True)
-        metrics = {**self.watched, "loss": self.loss, "grad_norm": self.grad_norm}
-        for name, metric in metrics.items():
-            self.log(f"train/{name}", metric.compute())
+        values = dict(datamodule.collected) if datamodule is not None else {}
+        for name, metric in {**self.watched, "loss": self.loss, "grad_norm": self.grad_norm}.items():
+            values[f"train/{name}"] = metric.compute()
             metric.reset()
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.log("time/learning", time.monotonic() - self._learning_since, rank_zero_only=True)
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        values["train/lr"] = optimizer.param_groups[0]["lr"]
+        values["time/learning"] = time.monotonic() - self._learning_since
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+
+    def on_train_epoch_end(self) -> None:
+        """Steps the learning rate: its schedule counts iterations."""
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr, call-arg]
@@ -196,7 +202,7 @@ class RIPTLightningModule(L.LightningModule):
         """Logs success rates over all ranks."""
         result = self.success_rate.compute()
         self.evaluation = result
-        self.log("val/success_rate", result.rate, prog_bar=True)
+        self.log("val/success_rate", result.rate, prog_bar=True, batch_size=1)
         for task in result.tasks:
-            self.log(f"val/success_rate/{task.task}", task.rate)
+            self.log(f"val/success_rate/{task.task}", task.rate, batch_size=1)
         self.success_rate.reset()

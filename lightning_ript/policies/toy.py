@@ -33,7 +33,7 @@ class ToyPolicy(PolicyAdapter):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = nn.Sequential(
-                nn.Linear(2 + _TASK_SLOTS, hidden), nn.Tanh(), nn.Linear(hidden, chunk * 8)
+                nn.Linear(2 * _TASK_SLOTS, hidden), nn.Tanh(), nn.Linear(hidden, chunk * 8)
             )
 
     @torch.no_grad()
@@ -42,9 +42,12 @@ class ToyPolicy(PolicyAdapter):
     ) -> Decisions:
         """Decides for B points at once."""
         to_goal = np.stack([o["joint_states"][:2] - o["ee_pos"][:2] for o in observations])
-        features = torch.zeros(len(tasks), 2 + _TASK_SLOTS, device=self.device)
-        features[:, :2] = torch.from_numpy(to_goal)
-        features[range(len(tasks)), [2 + task.index % _TASK_SLOTS for task in tasks]] = 1.0
+        heading = to_goal / np.linalg.norm(to_goal, axis=1, keepdims=True)
+        # Each task sees the heading in places of its own, as it needs another answer to it.
+        features = torch.zeros(len(tasks), _TASK_SLOTS, 2, device=self.device)
+        slots = [task.index % _TASK_SLOTS for task in tasks]
+        features[range(len(tasks)), slots] = torch.from_numpy(heading).to(features)
+        features = features.flatten(1)
         logits = self._logits(features)
         indices = sample_tokens(logits, noise) if noise is not None else logits.argmax(-1)
         log_probs = logits.log_softmax(-1).gather(-1, indices.unsqueeze(-1)).squeeze(-1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.libero import graphics
 from lightning_ript.envs.libero.assets import configure_libero, resolve_assets
 from lightning_ript.envs.libero.graphics import CAMERAS, Render
@@ -28,7 +29,7 @@ FRAME_CAMERA = "agentview_rgb"
 
 
 @dataclass(frozen=True)
-class LiberoSpec:
+class LiberoSpec(EnvironmentSpec):
     """A suite of LIBERO and how to simulate it.
 
     Attributes:
