@@ -1,8 +1,8 @@
 """A scripted expert for LIBERO-Object: pick up the named object and drop it into the basket.
 
-The expert reads the simulator's true poses and geometry (a policy never sees them) and answers every
-control step with an OSC_POSE action, so it recovers by itself from a missed or slipped grasp. It
-runs where the simulator runs and works on plain MuJoCo structures.
+The expert reads the simulator's true poses and geometry (a policy never sees them) and answers
+every control step with an OSC_POSE action, so it recovers by itself from a missed or slipped grasp.
+It runs where the simulator runs and works on plain MuJoCo structures.
 """
 
 from __future__ import annotations
@@ -253,9 +253,8 @@ class PickPlaceExpert:
             low, high = bounds[level, 0].min(), bounds[level, 1].max()
             # Narrow is good, and pads that touch no edge of a slanted plate: a carton's roof hooks
             # on them. Of equally good grasps, take the one with less turning.
-            hooked = np.any(
-                (slanted & level)[(bounds[:, 0] < low + 5e-4) | (bounds[:, 1] > high - 5e-4)]
-            )
+            touching = (bounds[:, 0] < low + 5e-4) | (bounds[:, 1] > high - 5e-4)
+            hooked = np.any(slanted & level & touching)
             return (high - low) + 0.02 * hooked + 0.004 * abs(yaw - np.pi / 2)
 
         # Yaw of the closing direction; pi / 2 is the rest pose, and wrist limits allow +-pi / 2.
@@ -295,12 +294,12 @@ class PickPlaceExpert:
         """Down a funnel: the nearer the hand is to the object's axis, the lower it goes."""
         grasp = self._grasp
         error = (grasp.position - self._hand) * [1.0, 1.0, 0.0]
-        sideways = abs(error @ grasp.closing)
+        distance, sideways = float(np.linalg.norm(error)), abs(error @ grasp.closing)
         turned = np.linalg.norm(self._rotation_error()) > 0.2
         floor = grasp.position[2]
-        if sideways > grasp.margin or np.linalg.norm(error) > 0.015 or turned:
+        if sideways > grasp.margin or distance > 0.015 or turned:
             # A finger would come down on the object: go, or go back, above it.
-            floor = grasp.clearance + 0.005 + 0.5 * max(np.linalg.norm(error) - 0.015, 0.0)
+            floor = grasp.clearance + 0.005 + 0.5 * max(distance - 0.015, 0.0)
         return np.array([*grasp.position[:2], floor])
 
     def _transport(self) -> np.ndarray:

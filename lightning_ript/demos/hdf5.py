@@ -1,0 +1,318 @@
+"""Demonstrations in LIBERO's HDF5 layout: one file per task, one group per demonstration.
+
+`<task name>_demo.hdf5` holds a group `data` with the task's attributes and groups `demo_0`,
+`demo_1`, ...: `actions`, `states`, `robot_states`, `rewards`, `dones` and the observations under
+`obs/`. The observation and state at step t are those before action t.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lightning_ript.envs.libero.suites import bddl_path
+from lightning_ript.files import replacing
+from lightning_ript.types import Task
+
+SETTINGS = "collection_settings"  # our own attribute; LIBERO's readers ignore it
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One successful episode of T steps, in memory, on its way to a file.
+
+    Attributes:
+        actions: (T, 7) executed actions in [-1, 1].
+        states: (T, 1 + nq + nv) float64, the flattened simulator state before each action.
+        observations: `agentview_rgb` and `eye_in_hand_rgb` (T, H, W, 3) uint8 as OpenGL gives them
+            (first row at the bottom), `joint_states` (T, 7), `ee_pos` (T, 3), `ee_quat` (T, 4,
+            xyzw), `gripper_states` (T, 2).
+        init_state: (1 + nq + nv,) float64, the state the episode was reset to, before settling:
+            a context with this state and these actions repeat the episode.
+        model_file: The simulator's model as XML.
+        attempt: Which of the run's attempts at the task it was.
+    """
+
+    actions: np.ndarray
+    states: np.ndarray
+    observations: Mapping[str, np.ndarray]
+    init_state: np.ndarray
+    model_file: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A demonstration in a file; arrays are read when asked for.
+
+    Attributes:
+        file: The HDF5 file.
+        name: Its group, e.g. `demo_0`.
+        num_samples: Number of steps T.
+        language: The instruction that the file carries.
+    """
+
+    file: Path
+    name: str
+    num_samples: int
+    language: str
+
+    def read(self, dataset: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Reads steps of one dataset.
+
+        Args:
+            dataset: E.g. `actions` or `obs/agentview_rgb`.
+            start: First step.
+            stop: Step after the last; None for the end.
+
+        Raises:
+            ValueError: If there is no such dataset or the file cannot be read.
+        """
+        with _opened(self.file) as data:
+            group = data[self.name]
+            if dataset not in group:
+                raise ValueError(f"{self.file} has no {dataset} in data/{self.name}.")
+            return np.asarray(group[dataset][start:stop])
+
+    @property
+    def init_state(self) -> np.ndarray:
+        """The simulator state (1 + nq + nv,) float64 that the episode starts from."""
+        with _opened(self.file) as data:
+            group = data[self.name]
+            state = group.attrs["init_state"] if "init_state" in group.attrs else group["states"][0]
+            return np.asarray(state, dtype=np.float64)
+
+
+def read_demonstrations(path: str | Path) -> list[Demonstration]:
+    """Lists the demonstrations of a file in the order of their numbers.
+
+    Args:
+        path: A file in LIBERO's layout, from this project or published.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is truncated, no HDF5 file or of another layout.
+    """
+    path = Path(path)
+    with _opened(path) as data:
+        try:
+            language = json.loads(data.attrs["problem_info"])["language_instruction"]
+            language = language if isinstance(language, str) else "".join(language)
+            names = sorted(
+                (name for name in data if name.startswith("demo_")),
+                key=lambda name: int(name.removeprefix("demo_")),
+            )
+            demonstrations = [
+                Demonstration(path, name, len(data[name]["actions"]), language) for name in names
+            ]
+            for name in names:
+                data[name]["obs"], data[name]["states"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not laid out as LIBERO's demonstrations ({error}): give an HDF5 file "
+                "written by `lightning-ript collect-demos` or published by LIBERO."
+            ) from error
+    return demonstrations
+
+
+def read_init_states(path: str | Path) -> list[np.ndarray]:
+    """The initial states (1 + nq + nv,) float64 of a file's demonstrations.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is truncated, no HDF5 file or of another layout.
+    """
+    return [demonstration.init_state for demonstration in read_demonstrations(path)]
+
+
+@dataclass
+class DemonstrationWriter:
+    """Adds demonstrations to a task's file.
+
+    Every addition writes a new copy of the file and puts it in place of the old one, so whenever
+    the process is killed, the file holds whole demonstrations only, and a new writer goes on.
+
+    Args:
+        path: The file.
+        task: Its task.
+        image_size: Height and width of the images.
+        settings: How the demonstrations are made, everything that must not change within a file.
+
+    Raises:
+        ValueError: If the file exists but is damaged, foreign, or made with other settings.
+    """
+
+    path: Path
+    task: Task
+    image_size: int
+    settings: Mapping[str, Any]
+    count: int = field(init=False, default=0)
+    next_attempt: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+        name = escape(self.path.stem)
+        for leftover in self.path.parent.glob(f".{name}.*{escape(self.path.suffix)}"):
+            leftover.unlink()  # half a copy of a killed run
+        if not self.path.exists():
+            return
+        demonstrations = read_demonstrations(self.path)
+        with _opened(self.path) as data:
+            if SETTINGS not in data.attrs:
+                raise ValueError(
+                    f"{self.path} was not written by `lightning-ript collect-demos`, which will "
+                    "not add to it: choose another output folder."
+                )
+            theirs, ours = json.loads(data.attrs[SETTINGS]), json.loads(json.dumps(self._settings))
+            for key in {**theirs, **ours}:
+                if theirs.get(key) != ours.get(key):
+                    raise ValueError(
+                        f"{self.path} was made with {key}={theirs.get(key)!r}, not "
+                        f"{ours.get(key)!r}: go on with the same setting, or choose another output "
+                        "folder."
+                    )
+            self.count = len(demonstrations)
+            if demonstrations:
+                self.next_attempt = int(data[demonstrations[-1].name].attrs["attempt"]) + 1
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"task": self.task.name, "image_size": self.image_size, **self.settings}
+
+    def append(self, episode: Episode) -> None:
+        """Adds one demonstration.
+
+        Raises:
+            ValueError: If the episode's arrays differ in length.
+        """
+        lengths = {len(episode.actions), len(episode.states)}
+        lengths |= {len(array) for array in episode.observations.values()}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"the episode's arrays have different or no lengths: {lengths}.")
+        with replacing(self.path) as draft:
+            if self.path.exists():
+                shutil.copyfile(self.path, draft)
+            with h5py.File(draft, "a") as file:
+                data = file.require_group("data")
+                if not self.count:
+                    data.attrs.update(self._attributes())
+                _write(data.create_group(f"demo_{self.count}"), episode)
+                data.attrs["num_demos"] = self.count + 1
+                data.attrs["total"] = int(data.attrs.get("total", 0)) + len(episode.actions)
+        self.count += 1
+        self.next_attempt = episode.attempt + 1
+
+    def _attributes(self) -> dict[str, Any]:
+        """What LIBERO's readers expect of `data`."""
+        bddl = bddl_path(self.task)
+        text = bddl.read_text()
+        # `(define (problem LIBERO_Floor_Manipulation)`; the classes are registered in lower case.
+        problem = text.split("(problem", 1)[1].split(")", 1)[0].strip()
+        # As in LIBERO's own files: relative to its repository, wherever this machine has it.
+        bddl_name = f"libero/libero/bddl_files/{self.task.suite}/{bddl.name}"
+        environment = {
+            "bddl_file_name": bddl_name,
+            "robots": ["Panda"],
+            "controller_configs": {"type": "OSC_POSE"},
+            "camera_names": ["robot0_eye_in_hand", "agentview"],
+            "camera_heights": self.image_size,
+            "camera_widths": self.image_size,
+            "camera_depths": False,
+            "use_camera_obs": True,
+            "has_renderer": False,
+            "has_offscreen_renderer": True,
+            "ignore_done": True,
+            "reward_shaping": True,
+            "control_freq": 20,
+        }
+        return {
+            "env_name": problem,
+            "problem_info": json.dumps(
+                {
+                    "problem_name": problem.lower(),
+                    "domain_name": "robosuite",
+                    "language_instruction": self.task.language,
+                }
+            ),
+            "env_args": json.dumps(
+                {
+                    "type": 1,
+                    "env_name": problem,
+                    "problem_name": problem.lower(),
+                    "bddl_file": bddl_name,
+                    "env_kwargs": environment,
+                }
+            ),
+            "bddl_file_name": bddl_name,
+            "bddl_file_content": text,
+            "macros_image_convention": "opengl",
+            "tag": "libero-v1",
+            SETTINGS: json.dumps(self._settings),
+        }
+
+
+def _write(group: h5py.Group, episode: Episode) -> None:
+    seen = episode.observations
+    steps = len(episode.actions)
+    last = np.zeros(steps, dtype=np.uint8)
+    last[-1] = 1  # an episode ends with its first success
+    position = seen["ee_pos"].astype(np.float64)
+    rotation = axis_angle(seen["ee_quat"].astype(np.float64))
+    low = {
+        "joint_states": seen["joint_states"],
+        "ee_states": np.concatenate([position, rotation], axis=1),
+        "ee_pos": position,
+        "ee_ori": rotation,
+        "gripper_states": seen["gripper_states"],
+    }
+    robot = [seen["gripper_states"], position, seen["ee_quat"]]
+    group.attrs["num_samples"] = steps
+    group.attrs["model_file"] = episode.model_file
+    group.attrs["init_state"] = episode.init_state
+    group.attrs["attempt"] = episode.attempt
+    group["actions"] = episode.actions.astype(np.float64)
+    group["states"] = episode.states.astype(np.float64)
+    group["robot_states"] = np.concatenate(robot, axis=1).astype(np.float64)
+    group["rewards"] = last
+    group["dones"] = last
+    for name in ("agentview_rgb", "eye_in_hand_rgb"):
+        group[f"obs/{name}"] = seen[name]
+    for name, array in low.items():
+        group[f"obs/{name}"] = array.astype(np.float64)
+
+
+def axis_angle(quaternions: np.ndarray) -> np.ndarray:
+    """Rotation vectors (n, 3) in radians of unit quaternions (n, 4, xyzw).
+
+    The angle lies in [0, 2 pi), as robosuite has it: the sign of a quaternion is kept, so that a
+    trajectory does not jump.
+    """
+    w = np.clip(quaternions[:, 3:], -1.0, 1.0)
+    sine = np.sqrt(1.0 - w * w)
+    angle = 2.0 * np.arccos(w)
+    # Vanishing rotations have no axis.
+    scale = np.divide(angle, sine, out=np.zeros_like(sine), where=sine > 1e-12)
+    return quaternions[:, :3] * scale
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.Group]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no demonstration file {path}.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is damaged or no HDF5 file: {error}.") from error
+    with file:
+        if not isinstance(file.get("data"), h5py.Group):
+            raise ValueError(f"{path} has no group `data`: it holds no LIBERO demonstrations.")
+        yield file["data"]
