@@ -16,6 +16,7 @@ from typing import Any, Literal
 import mujoco
 import numpy as np
 from libero.libero.envs import OffScreenRenderEnv
+from robosuite.utils.errors import RandomizationError
 from robosuite.utils.observables import Observable, sensor
 
 from lightning_ript.envs.libero.cameras import Cameras
@@ -29,6 +30,7 @@ ARM_JOINTS = 7
 NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 """Stands still with the gripper open."""
 
+_PLACEMENT_TRIALS = 20
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
 
 
@@ -145,11 +147,14 @@ class TaskSimulation:
             (1 + nq + nv,) float64.
         """
         self._restore()
+        robot = np.concatenate([self._arm, self._fingers])
+        start = self.data.qpos[robot]
+        self.data.qpos[:] = self.model.qpos0
+        self.data.qpos[robot] = start
         with numpy_seed(seed):
             for sampler in self.problem.object_property_initializers:
                 self.problem.object_states_dict[sampler.name].set_joint(sampler.sample())
-            mujoco.mj_forward(self.model, self.data)
-            for position, quaternion, thing in self._sample_placements().values():
+            for position, quaternion, thing in self._place().values():
                 if not self.problem.is_fixture(thing.name):
                     pose = np.concatenate([position, quaternion])
                     self.problem.sim.data.set_joint_qpos(thing.joints[-1], pose)
@@ -162,23 +167,43 @@ class TaskSimulation:
         """Frees the simulator and its GL context."""
         self.libero.close()
 
+    def _place(self) -> dict[str, Any]:
+        """Samples placements until all objects find room, as LIBERO does, but not for ever."""
+        for _ in range(_PLACEMENT_TRIALS):
+            try:
+                return self._sample_placements()
+            except RandomizationError:
+                continue
+        raise RuntimeError(
+            f"no room for the objects of {self.problem.bddl_file_name} was found in "
+            f"{_PLACEMENT_TRIALS} trials."
+        )
+
     def _sample_placements(self) -> dict[str, Any]:
         """LIBERO's placement, in its order, around the fixtures as they stand in the model.
 
         LIBERO would draw new places for the fixtures as well; they would move for every other
         episode, because they are part of the model and not of the state.
         """
-        problem = self.problem
+        problem, sim = self.problem, self.problem.sim
+        fixtures = [sim.model.body_name2id(thing.root_body) for thing in problem.fixtures]
+        positions, rotations = self.model.body_pos.copy(), self.model.body_quat.copy()
         placements: dict[str, Any] = {}
         for sampler in problem.placement_initializer.samplers.values():
             (thing,) = sampler.mujoco_objects
             if problem.is_fixture(thing.name):
-                body = problem.sim.model.body_name2id(thing.root_body)
-                pose = self.model.body_pos[body].copy(), self.model.body_quat[body].copy()
-                placements[thing.name] = (*pose, thing)
+                body = sim.model.body_name2id(thing.root_body)
+                placements[thing.name] = (positions[body], rotations[body], thing)
             else:
                 placements = sampler.sample(fixtures=placements)
-        placements = problem.conditional_placement_initializer.sample(problem.sim, placements)
+        # What stands on or in a fixture is placed by adding the fixture's pose to the world
+        # position of one of its sites, which is right while the fixture is still at the origin.
+        self.model.body_pos[fixtures], self.model.body_quat[fixtures] = 0.0, (1.0, 0.0, 0.0, 0.0)
+        mujoco.mj_kinematics(self.model, self.data)
+        try:
+            placements = problem.conditional_placement_initializer.sample(sim, placements)
+        finally:
+            self.model.body_pos[:], self.model.body_quat[:] = positions, rotations
         return problem.conditional_placement_on_objects_initializer.sample(placements)
 
     def _restore(self) -> None:
