@@ -127,7 +127,7 @@ def collect_demos(
         "render": render,
         "noise": noise,
         "init_joint_noise": init_joint_noise,
-        "standin_assets": resolve_assets(assets, suite).standin,
+        "standin_assets": resolve_assets(assets, suite, download=False).standin,
     }
     writers = [
         DemonstrationWriter(out / f"{task.name}_demo.hdf5", task, image_size, settings)
