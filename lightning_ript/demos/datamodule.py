@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,21 +14,12 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_ript.demos.hdf5 import Demonstration, read_demonstrations
 from lightning_ript.envs.libero.suites import SUITES, suite_tasks
 from lightning_ript.policies.quest.model import CAMERAS, LOWDIM
 
 OBSERVATIONS = {name: f"obs/{name}" for name in (*CAMERAS, *LOWDIM)}
 Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where one demonstration is: `data/<key>` in `file`, of `length` steps."""
-
-    file: Path
-    key: str
-    length: int
-    language: str
 
 
 class DemonstrationDataset(Dataset[dict[str, Any]]):
@@ -40,57 +28,60 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
     A block that reaches beyond the end is filled with the last action, as in the reference.
 
     Args:
-        sources: The demonstrations.
+        demonstrations: The demonstrations.
         block_size: Actions per block.
         only_actions: Leave out observations and instruction.
         in_memory: Read all of it now instead of at every access.
     """
 
     def __init__(
-        self, sources: Sequence[Source], block_size: int, only_actions: bool, in_memory: bool
+        self,
+        demonstrations: Sequence[Demonstration],
+        block_size: int,
+        only_actions: bool,
+        in_memory: bool,
     ) -> None:
-        self.sources = sources
+        self.demonstrations = demonstrations
+        self.instructions = [instruction(demonstration) for demonstration in demonstrations]
         self.block_size = block_size
         self.names = {"actions": "actions"} | ({} if only_actions else OBSERVATIONS)
         self.only_actions = only_actions
-        self.ends = list(accumulate(source.length for source in sources))
+        self.ends = list(accumulate(demo.num_samples for demo in demonstrations))
         self._files: dict[tuple[int, Path], h5py.File] = {}
         self._memory: list[Arrays] | None = None
         if in_memory:
-            self._memory = [self._read(source) for source in sources]
+            self._memory = [
+                {name: demo.read(path) for name, path in self.names.items()}
+                for demo in demonstrations
+            ]
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = bisect_right(self.ends, index)
-        source = self.sources[number]
-        step = index - (self.ends[number] - source.length)
-        arrays = self._memory[number] if self._memory is not None else self._open(source)
+        demo = self.demonstrations[number]
+        step = index - (self.ends[number] - demo.num_samples)
+        arrays = self._memory[number] if self._memory is not None else self._open(demo)
         actions = np.asarray(arrays["actions"][step : step + self.block_size], dtype=np.float32)
         missing = self.block_size - len(actions)
         item: dict[str, Any] = {"actions": np.pad(actions, ((0, missing), (0, 0)), mode="edge")}
         if not self.only_actions:
             item["images"] = {name: arrays[name][step] for name in CAMERAS}
             item["lowdim"] = {name: np.float32(arrays[name][step]) for name in LOWDIM}
-            item["language"] = source.language
+            item["language"] = self.instructions[number]
         return item
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}
 
-    def _open(self, source: Source) -> Arrays:
-        # An open file must not be shared with forked loader workers.
-        place = (os.getpid(), source.file)
+    def _open(self, demo: Demonstration) -> Arrays:
+        # Opened once per process: an open file must not be shared with forked loader workers.
+        place = (os.getpid(), demo.file)
         if place not in self._files:
-            self._files[place] = h5py.File(source.file, "r")
-        group = self._files[place]["data"][source.key]
+            self._files[place] = h5py.File(demo.file, "r")
+        group = self._files[place]["data"][demo.name]
         return {name: group[path] for name, path in self.names.items()}
-
-    def _read(self, source: Source) -> Arrays:
-        with h5py.File(source.file, "r") as file:
-            group = file["data"][source.key]
-            return {name: group[path][()] for name, path in self.names.items()}
 
 
 class DemonstrationDataModule(L.LightningDataModule):
@@ -158,20 +149,23 @@ class DemonstrationDataModule(L.LightningDataModule):
         """
         if self.training is not None:
             return
-        training: list[Source] = []
-        validation: list[Source] = []
+        training: list[Demonstration] = []
+        validation: list[Demonstration] = []
         for file in find_files(self.files):
-            sources = list_demonstrations(file, self.only_actions)[: self.demonstrations_per_file]
+            found = read_demonstrations(file)[: self.demonstrations_per_file]
             held_out = 0
             if self.validation_fraction:
-                held_out = max(1, round(self.validation_fraction * len(sources)))
-            if len(sources) <= held_out:
+                held_out = max(1, round(self.validation_fraction * len(found)))
+            if len(found) <= held_out:
                 raise ValueError(
-                    f"{file} has {len(sources)} demonstrations to use, of which {held_out} would "
+                    f"{file} has {len(found)} demonstrations to use, of which {held_out} would "
                     "be held out: collect more or lower validation_fraction"
                 )
-            training += sources[: len(sources) - held_out]
-            validation += sources[len(sources) - held_out :]
+            if not self.only_actions:
+                for dataset in OBSERVATIONS.values():
+                    found[0].read(dataset, stop=1)  # refuses a file that lacks it, before training
+            training += found[: len(found) - held_out]
+            validation += found[len(found) - held_out :]
         self.training = self._dataset(training)
         self.validation = self._dataset(validation)
 
@@ -187,9 +181,9 @@ class DemonstrationDataModule(L.LightningDataModule):
         """Steps of the demonstrations held out, in order; none if nothing is held out."""
         return self._loader(self.validation) if self.validation else []
 
-    def _dataset(self, sources: Sequence[Source]) -> DemonstrationDataset:
+    def _dataset(self, found: Sequence[Demonstration]) -> DemonstrationDataset:
         in_memory = self.in_memory or self.only_actions
-        return DemonstrationDataset(sources, self.block_size, self.only_actions, in_memory)
+        return DemonstrationDataset(found, self.block_size, self.only_actions, in_memory)
 
     def _loader(
         self, dataset: DemonstrationDataset, shuffle: bool = False, drop_last: bool = False
@@ -224,41 +218,11 @@ def find_files(places: Sequence[str]) -> list[Path]:
     return files
 
 
-def list_demonstrations(file: Path, only_actions: bool = False) -> list[Source]:
-    """Lists a file's demonstrations in the order of their numbers.
+def instruction(demonstration: Demonstration) -> str:
+    """Returns the benchmark's instruction of the task that a demonstration's file is named after.
 
-    Raises:
-        ValueError: The file is damaged, or lacks what LIBERO's layout has.
+    Or, where no task has that name, the instruction in the file.
     """
-    needed = ["actions", *(() if only_actions else OBSERVATIONS.values())]
-    with _libero_file(file) as data:
-        language = benchmark_instruction(file)
-        if language is None:
-            language = json.loads(data.attrs["problem_info"])["language_instruction"]
-        sources = []
-        for key in sorted(data, key=lambda key: int(key.removeprefix("demo_"))):
-            lengths = {path: len(data[key][path]) for path in needed}
-            if len(set(lengths.values())) > 1 or not lengths["actions"]:
-                raise ValueError(f"{file}: the arrays of {key} differ in length: {lengths}")
-            sources.append(Source(file, key, lengths["actions"], language))
-    return sources
-
-
-def benchmark_instruction(file: Path) -> str | None:
-    """Returns the benchmark's instruction of the task a file is named after, if it is one."""
-    name = file.stem.removesuffix("_demo")
+    name = demonstration.file.stem.removesuffix("_demo")
     tasks = (task for suite in SUITES for task in suite_tasks(suite))
-    return next((task.language for task in tasks if task.name == name), None)
-
-
-@contextmanager
-def _libero_file(file: Path) -> Iterator[h5py.Group]:
-    try:
-        with h5py.File(file, "r") as opened:
-            yield opened["data"]
-    except OSError as error:
-        raise ValueError(f"{file} is damaged or no HDF5 file ({error}); make it again") from error
-    except KeyError as error:
-        raise ValueError(
-            f"{file} is not laid out as LIBERO's demonstrations: {error.args[0]}"
-        ) from error
+    return next((task.language for task in tasks if task.name == name), demonstration.language)
