@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch.distributed as dist
 
@@ -47,9 +48,14 @@ class ContextQueue(ABC):
             self._lead += 1
         return True
 
-    def wait(self) -> None:
-        """Blocks until `enough`: other ranks may still run contexts that count."""
+    def wait(self, check: Callable[[], None]) -> None:
+        """Blocks until `enough`: other ranks may still run contexts that count.
+
+        Args:
+            check: Called now and then; raises to stop waiting.
+        """
         while not self.enough():
+            check()
             time.sleep(_POLL_SECONDS)
 
     def end(self) -> int:
@@ -78,6 +84,7 @@ class LocalQueue(ContextQueue):
         self._results: dict[int, bool] = {}
 
     def report(self, number: int, kept: bool) -> None:
+        """Remembers it."""
         self._results[number] = kept
 
     def _take(self) -> int:
@@ -103,6 +110,7 @@ class SharedQueue(ContextQueue):
         self._store = store
 
     def report(self, number: int, kept: bool) -> None:
+        """Tells all ranks."""
         self._store.set(f"result/{number}", "kept" if kept else "dropped")
 
     def _take(self) -> int:

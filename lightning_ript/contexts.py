@@ -83,7 +83,7 @@ class DemonstrationContexts(_FixedContexts):
         from lightning_ript.demos.hdf5 import read_init_states  # h5py only where it is needed
 
         by_name: dict[str, Task] = {task.name: task for task in environment.tasks()}
-        contexts = []
+        contexts: list[Context] = []
         for file in self.files:
             name = file.name.removesuffix("_demo.hdf5")
             if name not in by_name:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import lightning as L
@@ -112,7 +113,8 @@ class RolloutDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Refuses what cannot work before anything expensive is started."""
         assert self.trainer is not None
-        if stage == "fit" and self.trainer.reload_dataloaders_every_n_epochs != 1:
+        reload = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if stage == "fit" and reload != 1:
             raise ValueError(
                 "RolloutDataModule collects anew every epoch: set "
                 "trainer.reload_dataloaders_every_n_epochs to 1."
@@ -158,13 +160,18 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- training ---------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> MinibatchSchedule | list[Minibatch]:
-        """Collects, filters, and returns the micro-batches of all PPO passes."""
+    def train_dataloader(self) -> Iterable[Minibatch]:
+        """Collects, filters, and returns the micro-batches of all PPO passes.
+
+        Raises:
+            StopIteration: If there is nothing to learn from, which ends the run as it stood after
+                the last iteration that learned.
+        """
         trainer = self.trainer
         assert trainer is not None
         max_epochs = trainer.max_epochs
         if max_epochs is not None and 0 <= max_epochs <= trainer.current_epoch:
-            return []  # A finished run was started again: Lightning asks before it looks.
+            return iter(())  # A finished run was started again: Lightning asks before it looks.
         started = time.monotonic()
         collection = self._collect(trainer)
         self._next_context = collection.next_context
@@ -176,8 +183,10 @@ class RolloutDataModule(L.LightningDataModule):
                 "The policy always fails or always succeeds on these contexts; a better start, "
                 "other contexts or more rollouts per context would change that."
             )
-            trainer.should_stop = True
-            return []
+            if trainer.train_dataloader is not None:
+                raise StopIteration
+            trainer.should_stop = True  # Before the first iteration Lightning stops only so.
+            return iter(())
         module = self.module
         return MinibatchSchedule(
             collection.groups,
@@ -207,8 +216,6 @@ class RolloutDataModule(L.LightningDataModule):
 
         def on_rollout(rollout: Rollout, queue: ContextQueue) -> None:
             nonlocal successes
-            if trainer.received_sigterm:
-                raise SIGTERMException
             successes += rollout.success
             bar.update()
             bar.set_postfix_str(
@@ -228,7 +235,14 @@ class RolloutDataModule(L.LightningDataModule):
                 self.environment.max_steps,
                 self.dynamic_sampling,
                 on_rollout,
+                self._check_sigterm,
             )
+
+    def _check_sigterm(self) -> None:
+        """Stops at once instead of at the end of the epoch, when Lightning would look."""
+        assert self.trainer is not None
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
 
     def _exchange(
         self, collection: Collection, seconds: float
@@ -285,21 +299,19 @@ class RolloutDataModule(L.LightningDataModule):
         return EvaluationEpisodes(mine, self._evaluate)
 
     def _evaluate(self, contexts: list[tuple[Context, bool]]) -> Iterator[Rollout]:
-        assert self.trainer is not None
-        trainer = self.trainer
-
         def episodes() -> Iterator[Episode]:
             for context, record in contexts:
                 seed = (self.seed, _EVALUATION, context.task.index, context.index)
                 yield Episode(context, 0, seed if self.eval_sampling else None, record)
 
-        with _acting(self.module):
-            stream = run_episodes(
-                self.module.policy, self.pool, episodes(), self.environment.max_steps
-            )
+        with (
+            _acting(self.module),
+            closing(
+                run_episodes(self.module.policy, self.pool, episodes(), self.environment.max_steps)
+            ) as stream,
+        ):
             for rollout in stream:
-                if trainer.received_sigterm:
-                    raise SIGTERMException
+                self._check_sigterm()
                 yield rollout
 
 
@@ -347,5 +359,5 @@ class _acting:  # noqa: N801 (a context manager)
         self._no_grad.__enter__()
 
     def __exit__(self, *error: object) -> None:
-        self._no_grad.__exit__(*error)  # type: ignore[arg-type]
+        self._no_grad.__exit__(*error)
         self._policy.train(self._was_training)

@@ -108,11 +108,6 @@ class MinibatchSchedule:
             self._lengths = lengths.repeat_interleave(lengths)
         self._plan = [list(self._minibatches(number)) for number in range(passes)]
 
-    @property
-    def mean_absolute_advantage(self) -> float:
-        """Mean |advantage| over this rank's decision steps; 0 without any."""
-        return float(self._advantages.abs().mean()) if self._record else 0.0
-
     def _minibatches(self, number: int) -> Iterator[list[EpisodeEntry]]:
         order = np.random.default_rng((*self._seed, number)).permutation(len(self._entries))
         parts = max(1, math.ceil(len(order) / self._per_minibatch))

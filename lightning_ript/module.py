@@ -134,8 +134,9 @@ class RIPTLightningModule(L.LightningModule):
             loss = loss + self.kl_coefficient * kl_penalty(
                 log_probs, reference, batch.weights, batch.normalizer
             )
-        # Strategies average gradients over ranks, but the normalizer already spans them.
-        self.manual_backward(loss * self.trainer.world_size)
+        # Strategies and metrics average over ranks, but the normalizer already spans them.
+        loss = loss * self.trainer.world_size
+        self.manual_backward(loss)
         self._watch(batch, surrogate, entropy.detach(), loss.detach())
         if batch.is_last:
             self._step()
@@ -152,9 +153,7 @@ class RIPTLightningModule(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
 
-    def _watch(
-        self, batch: Minibatch, surrogate: Surrogate, entropy: Tensor, loss: Tensor
-    ) -> None:
+    def _watch(self, batch: Minibatch, surrogate: Surrogate, entropy: Tensor, loss: Tensor) -> None:
         values = {
             "ratio": surrogate.ratio,
             "clip_fraction": surrogate.clipped,
@@ -176,7 +175,8 @@ class RIPTLightningModule(L.LightningModule):
             return
         datamodule = getattr(self.trainer, "datamodule", None)
         values = dict(datamodule.collected) if datamodule is not None else {}
-        for name, metric in {**self.watched, "loss": self.loss, "grad_norm": self.grad_norm}.items():
+        watched = [*self.watched.items(), ("loss", self.loss), ("grad_norm", self.grad_norm)]
+        for name, metric in watched:
             values[f"train/{name}"] = metric.compute()
             metric.reset()
         optimizer = self.optimizers()
@@ -189,7 +189,7 @@ class RIPTLightningModule(L.LightningModule):
         """Steps the learning rate: its schedule counts iterations."""
         scheduler = self.lr_schedulers()
         if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr, call-arg]
+            scheduler.step()  # type: ignore[union-attr]
 
     # -- evaluation -------------------------------------------------------------------------------
 

@@ -7,16 +7,17 @@ context stream that qualify, whichever finish first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from lightning_ript.context_queue import ContextQueue
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.filtering import is_informative
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.context_queue import ContextQueue
 from lightning_ript.types import ChunkResult, Context, Rollout, RolloutGroup
 
 
@@ -51,7 +52,7 @@ class _Running:
 
 def run_episodes(
     policy: PolicyAdapter, pool: EnvironmentPool, episodes: Iterator[Episode], max_steps: int
-) -> Iterator[Rollout]:
+) -> Generator[Rollout, None, None]:
     """Runs episodes and yields each as it finishes; a free slot starts the next one at once.
 
     Closing the generator abandons the episodes still running.
@@ -174,6 +175,7 @@ def collect_groups(
     max_steps: int,
     dynamic_sampling: bool = True,
     on_rollout: Callable[[Rollout, ContextQueue], None] = lambda rollout, queue: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Collection:
     """Runs groups until the queue says that enough were kept or that no context is left.
 
@@ -186,7 +188,8 @@ def collect_groups(
         seed: Entropy that every episode's noise starts from, e.g. (run seed, iteration).
         max_steps: Control steps after which an episode has failed.
         dynamic_sampling: Whether groups with all-equal rewards are dropped.
-        on_rollout: Called after every finished episode, for progress; may raise to stop.
+        on_rollout: Called after every finished episode, for progress.
+        check: Called after every finished episode and while waiting for others; raises to stop.
     """
     finished: dict[int, list[Rollout]] = {}
     complete: dict[int, RolloutGroup] = {}
@@ -198,21 +201,22 @@ def collect_groups(
             for k in range(rollouts_per_context):
                 yield Episode(start, k, seed=(*seed, n, k))
 
-    stream = run_episodes(policy, pool, episodes(), max_steps)
-    for rollout in stream:
-        n = rollout.context.index
-        finished[n].append(rollout)
-        if len(finished[n]) == rollouts_per_context:
-            group = RolloutGroup(
-                rollout.context, tuple(sorted(finished.pop(n), key=lambda r: r.k))
-            )
-            complete[n] = group
-            queue.report(n, not dynamic_sampling or is_informative(group.rewards))
-        on_rollout(rollout, queue)
-        if queue.enough():
-            stream.close()  # abandons what still runs
-            break
-    queue.wait()
+    # However the loop ends, closing abandons what still runs.
+    with closing(run_episodes(policy, pool, episodes(), max_steps)) as stream:
+        for rollout in stream:
+            n = rollout.context.index
+            finished[n].append(rollout)
+            if len(finished[n]) == rollouts_per_context:
+                group = RolloutGroup(
+                    rollout.context, tuple(sorted(finished.pop(n), key=lambda r: r.k))
+                )
+                complete[n] = group
+                queue.report(n, not dynamic_sampling or is_informative(group.rewards))
+            on_rollout(rollout, queue)
+            check()
+            if queue.enough():
+                break
+    queue.wait(check)
     # Groups beyond the point where enough were kept are discarded: whether they had finished in
     # time depends on timing, and the next iteration starts with their contexts.
     end = queue.end()

@@ -11,6 +11,17 @@ import numpy as np
 from lightning_ript.types import ChunkResult, Context, Observation, Task
 
 
+class WorkerError(RuntimeError):
+    """An exception of a simulator process, carried to the parent with its traceback as text."""
+
+    def __init__(self, message: str, remote_traceback: str) -> None:
+        super().__init__(message, remote_traceback)
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}\n\nIn the simulator process:\n{self.remote_traceback}"
+
+
 class Environment(Protocol):
     """A simulator living in a worker process."""
 

@@ -12,8 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from lightning_ript.envs.base import Environment, EnvironmentSpec
-from lightning_ript.envs.worker import WorkerError
+from lightning_ript.envs.base import Environment, EnvironmentSpec, WorkerError
 from lightning_ript.types import ChunkResult, Context, Observation
 
 _EXIT_SECONDS = 10.0
@@ -70,14 +69,15 @@ class EnvironmentPool:
     def _request(self, slot: int, method: str, *arguments: object) -> None:
         if slot in self._busy:
             raise RuntimeError(f"slot {slot} was asked to {method} before it had answered.")
-        self._busy.add(slot)
         if self._local:
             self._ready.append((slot, getattr(self._local[slot], method)(*arguments)))
-            return
-        try:
-            self._connections[slot].send((method, *arguments))
-        except BrokenPipeError as error:
-            raise self._death(slot) from error
+        else:
+            try:
+                self._connections[slot].send((method, *arguments))
+            except BrokenPipeError:
+                self._receive(slot)  # Raises what the process had to say before it went.
+                raise
+        self._busy.add(slot)
 
     def wait(self) -> list[tuple[int, Observation | ChunkResult]]:
         """Blocks until a slot has answered; returns every answer there is.
@@ -90,7 +90,9 @@ class EnvironmentPool:
             pending = {self._connections[slot]: slot for slot in self._busy}
             for connection in wait(list(pending)):
                 assert isinstance(connection, Connection)
-                answers.append((pending[connection], self._receive(pending[connection])))
+                slot = pending[connection]
+                self._busy.discard(slot)  # Even if it failed: there is nothing more to wait for.
+                answers.append((slot, self._receive(slot)))
         self._busy.difference_update(slot for slot, _ in answers)
         return sorted(answers, key=lambda answer: answer[0])
 

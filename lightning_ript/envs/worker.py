@@ -12,6 +12,8 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
+from lightning_ript.envs.base import WorkerError
+
 
 def serve(connection: Connection) -> None:
     """Answers `(method, *arguments)` messages about one environment until the parent hangs up."""
@@ -21,24 +23,13 @@ def serve(connection: Connection) -> None:
         while True:
             method, *arguments = connection.recv()
             connection.send(getattr(environment, method)(*arguments))
-    except EOFError:
+    except (EOFError, ConnectionError):
         return  # The parent has closed the pool, or is gone.
     except Exception as error:
         connection.send(WorkerError(f"{type(error).__name__}: {error}", traceback.format_exc()))
     finally:
         if environment is not None:
             environment.close()
-
-
-class WorkerError(RuntimeError):
-    """An exception of the simulator, carried to the parent with its traceback as text."""
-
-    def __init__(self, message: str, remote_traceback: str) -> None:
-        super().__init__(message, remote_traceback)
-        self.remote_traceback = remote_traceback
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}\n\nIn the simulator process:\n{self.remote_traceback}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class ToyPolicy(PolicyAdapter):
         seed: Seed of the initial parameters.
     """
 
+    directions: Tensor
+
     def __init__(self, chunk: int = 4, hidden: int = 64, seed: int = 0) -> None:
         super().__init__()
         self.chunk = chunk
