@@ -41,7 +41,7 @@ class LiberoSpec(EnvironmentSpec):
             objects come to rest.
         cameras: Observation keys of the cameras that a policy sees.
         mode: `exact` repeats LIBERO's stepping bit for bit; `fast` does the same physics with a
-            third of the work, positions equal to 1e-6 after 100 steps.
+            quarter of the work (see `fast_step` for how close it stays).
         render: `full` gives LIBERO's own pixels; `light` draws meshes with fewer triangles and
             without shadows and reflections, several times as fast in software. Train and evaluate
             with the same; checkpoints from elsewhere want `full`.

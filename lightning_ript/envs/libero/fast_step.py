@@ -3,8 +3,10 @@
 robosuite runs a substep as forward, controller (which runs forward again) and step, and asks every
 observable whether it is due. MuJoCo's `mj_step1` computes all that the controller reads, `mj_step2`
 the rest, so one pass is enough; the controller is the same arithmetic (operational space control,
-Khatib 1987; robosuite's OSC_POSE with fixed impedance) on preallocated indices. What differs is
-where the constraint solver starts: after 100 random actions positions agree to 1e-6.
+Khatib 1987; robosuite's OSC_POSE with fixed impedance). What differs is
+where the constraint solver starts. Measured over 104 random actions, positions agree to 1e-11; when
+the hand drives into objects, contacts amplify rounding as they do between any two solvers, and
+differences of 1e-6, once of 4e-4 on the object hit, were seen.
 """
 
 from __future__ import annotations

@@ -1,0 +1,141 @@
+"""Runs the simulator for test_libero_environment.py and saves what it saw.
+
+It is a program of its own because GL must stay out of the process that holds torch:
+`python tests/libero_probe.py ASSETS OUTPUT`.
+"""
+
+import dataclasses
+import sys
+
+import numpy as np
+
+from lightning_ript.envs.libero import LiberoSpec
+from lightning_ript.envs.libero.suites import bddl_path
+from lightning_ript.types import Context
+
+CHUNK = 8
+CHUNKS = 13  # 104 steps
+REFERENCE_CHUNKS = 4  # the reference draws both cameras in every step
+REFERENCE_KEYS = {
+    "agentview_rgb": "agentview_image",
+    "eye_in_hand_rgb": "robot0_eye_in_hand_image",
+    "joint_states": "robot0_joint_pos",
+    "ee_pos": "robot0_eef_pos",
+    "ee_quat": "robot0_eef_quat",
+    "gripper_states": "robot0_gripper_qpos",
+}
+ACTIONS = np.random.default_rng(0).uniform(-1, 1, (CHUNKS, CHUNK, 7))
+
+
+def run_reference(task, state, size):
+    """LIBERO's own environment, stepped by itself."""
+    from libero.libero.envs import OffScreenRenderEnv
+
+    env = OffScreenRenderEnv(
+        bddl_file_name=str(bddl_path(task)), camera_heights=size, camera_widths=size
+    )
+    env.seed(0)
+    env.reset()
+    env.set_init_state(state)
+    for _ in range(10):
+        env.step(np.array([0.0, 0, 0, 0, 0, 0, -1]))
+    states, images, proprioception = [], [], []
+    for chunk in ACTIONS[:REFERENCE_CHUNKS]:
+        for action in chunk:
+            seen = env.step(action)[0]
+        states.append(env.get_sim_state())
+        images.append([seen[REFERENCE_KEYS[key]] for key in REFERENCE_KEYS if "rgb" in key])
+        proprioception.append(lowdim({k: seen[v] for k, v in REFERENCE_KEYS.items()}))
+    env.close()
+    return {"states": states, "images": images, "proprioception": proprioception}
+
+
+def run_ours(env, context):
+    env.reset(context)
+    states, images, proprioception = [], [], []
+    for chunk in ACTIONS:
+        result = env.step_chunk(chunk)
+        states.append(env.sim_state())
+        seen = result.observation
+        images.append([seen[key] for key in REFERENCE_KEYS if "rgb" in key])
+        proprioception.append(lowdim(seen))
+    return {"states": states, "images": images, "proprioception": proprioception}
+
+
+def lowdim(seen):
+    return np.concatenate([seen[key] for key in REFERENCE_KEYS if "rgb" not in key]).astype("f4")
+
+
+def observation_bits(seen):
+    return np.concatenate([np.ravel(seen[key]).astype("f4") for key in REFERENCE_KEYS])
+
+
+def refusal(call, *arguments):
+    try:
+        call(*arguments)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "accepted"
+
+
+def in_the_basket(env, context):
+    """The initial state with the object to pick hanging just over the basket's floor."""
+    env.reset(context)
+    problem = env.problem
+    _, thing, region = problem.parsed_problem["goal_state"][0]
+    basket = problem.sim.data.get_site_xpos(region)
+    state = context.init_state.copy()
+    joint = problem.objects_dict[thing].joints[-1]
+    address = 1 + problem.sim.model.get_joint_qpos_addr(joint)[0]
+    state[address : address + 3] = basket + np.array([0.0, 0.0, 0.02])
+    return dataclasses.replace(context, init_state=state)
+
+
+def main(assets, output):
+    spec = LiberoSpec("libero_object", [0, 1], image_size=64, mode="exact", assets=assets)
+    task, other = spec.tasks()
+    contexts = spec.test_contexts(task)
+    found = {}
+
+    def keep(prefix, values):
+        found.update({f"{prefix}_{key}": np.array(value) for key, value in values.items()})
+
+    exact = spec.make()
+    found["refusal_too_early"] = refusal(exact.step_chunk, ACTIONS[0])
+    keep("exact", run_ours(exact, contexts[0]))
+    found["positions"] = exact.problem.sim.model.nq
+    exact.problem.horizon = 1
+    exact.reset(contexts[0])
+    found["horizon_steps"] = exact.step_chunk(ACTIONS[0]).steps
+    exact.close()
+    keep("reference", run_reference(task, contexts[0].init_state, 64))
+
+    fast = dataclasses.replace(spec, mode="fast", render="light").make()
+    keep("fast", run_ours(fast, contexts[0]))
+    found["refusal_shape"] = refusal(fast.step_chunk, np.zeros((8, 6)))
+    found["refusal_nan"] = refusal(fast.step_chunk, np.full((8, 7), np.nan))
+    found["refusal_state"] = refusal(fast.reset, Context(task, 0, np.zeros(5)))
+
+    sampled = Context(task, 0, seed=7)
+    found["sampled_first"] = observation_bits(fast.reset(sampled))
+    found["sampled_state"] = fast.sample_state(task, 7)
+    found["sampled_other"] = fast.sample_state(task, 8)
+    fast.reset(Context(other, 0, seed=3))  # another task, so another GL context
+    fast.step_chunk(-ACTIONS[0])
+    keep("again", run_ours(fast, contexts[0]))
+    found["sampled_again"] = observation_bits(fast.reset(sampled))
+    found["sampled_many"] = [fast.sample_state(task, seed) for seed in range(50)]
+
+    fast.reset(in_the_basket(fast, contexts[0]), record=True)
+    result = fast.step_chunk(np.tile([0.0, 0, 0, 0, 0, 0, -1], (8, 1)))
+    found["success"] = result.success
+    found["success_steps"] = result.steps
+    found["success_frames"] = np.array(result.frames)
+    found["success_image"] = result.observation["agentview_rgb"]
+    fast.close()
+    found["modules"] = [name for name in ("torch", "robomimic") if name in sys.modules]
+    np.savez(output, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,125 @@
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lightning_ript.envs.libero import assets
+
+
+@pytest.fixture
+def nothing(tmp_path, monkeypatch):
+    """A machine without assets and without a network; returns its home."""
+    monkeypatch.delenv(assets.ASSETS_VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(assets, "libero_root", lambda: tmp_path / "package")
+    monkeypatch.setattr(assets, "_download", lambda: None)
+    return tmp_path
+
+
+def pack(folder):
+    (folder / "scenes").mkdir(parents=True)
+    return folder
+
+
+def test_the_order_of_sources(nothing, monkeypatch):
+    found = []
+    assert assets.resolve_assets(None, "libero_object").standin
+    monkeypatch.setattr(assets, "_download", lambda: found.append(1) or pack(nothing / "hub"))
+    assert assets.resolve_assets(None, "libero_goal").path == nothing / "hub"
+    assert found, "the hub was not asked"
+    cached = pack(nothing / ".cache" / "libero" / "assets")
+    assert assets.resolve_assets(None, "libero_goal").path == cached
+    installed = pack(nothing / "package" / "assets")
+    assert assets.resolve_assets(None, "libero_goal").path == installed
+    variable = pack(nothing / "variable")
+    monkeypatch.setenv(assets.ASSETS_VARIABLE, str(variable))
+    assert assets.resolve_assets(None, "libero_goal").path == variable
+    explicit = pack(nothing / "explicit")
+    assert assets.resolve_assets(str(explicit), "libero_goal").path == explicit
+
+
+def test_workers_do_not_ask_the_hub(nothing, monkeypatch):
+    monkeypatch.setattr(assets, "_download", lambda: pytest.fail("the hub was asked"))
+    assert assets.resolve_assets(None, "libero_object", download=False).standin
+
+
+def test_only_libero_object_has_standins(nothing):
+    with pytest.raises(FileNotFoundError, match=r"libero_goal needs LIBERO's assets.*hf download"):
+        assets.resolve_assets(None, "libero_goal")
+
+
+@pytest.mark.parametrize("how", ["setting", "variable"])
+def test_a_folder_that_is_named_must_hold_assets(nothing, monkeypatch, how):
+    wrong = str(nothing / "wrong")
+    if how == "variable":
+        monkeypatch.setenv(assets.ASSETS_VARIABLE, wrong)
+    with pytest.raises(FileNotFoundError, match=f"{wrong}, which is no folder of LIBERO assets"):
+        assets.resolve_assets(wrong if how == "setting" else None, "libero_object")
+
+
+def test_standins_are_announced_loudly_and_others_quietly(nothing, caplog):
+    with caplog.at_level(logging.INFO):
+        assets.resolve_assets(None, "libero_object").announce()
+        assets.Assets(nothing, "named by the test").announce()
+    loud, quiet = caplog.records
+    assert loud.levelno == logging.WARNING
+    assert "NOT comparable" in loud.getMessage()
+    assert quiet.levelno == logging.INFO
+    assert "named by the test" in quiet.getMessage()
+
+
+def test_an_unreachable_hub_is_said_and_survived(monkeypatch, caplog, tmp_path):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def unreachable(*_args, **_kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    assert assets._download() is None
+    assert "no network" in caplog.text
+
+
+def test_a_download_counts_only_when_complete(monkeypatch, tmp_path):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    broken = [True]
+
+    def snapshot(*_args, local_dir, **_kwargs):
+        os.makedirs(os.path.join(local_dir, "scenes"), exist_ok=True)
+        if broken:
+            raise ConnectionError("cut off")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert assets._download() is None
+    assert not (tmp_path / ".cache" / "libero" / "assets").exists()
+    broken.clear()
+    folder = assets._download()
+    assert folder == tmp_path / ".cache" / "libero" / "assets"
+    assert (folder / "scenes").is_dir()
+
+
+def test_libero_is_configured_without_a_question(tmp_path):
+    code = (
+        "import sys; from pathlib import Path;"
+        "from lightning_ript.envs.libero.assets import configure_libero;"
+        "configure_libero(Path(sys.argv[1]));"
+        "import libero.libero as L; assert L.get_assets_path() == sys.argv[1];"
+        "assert L.get_libero_path('assets') == sys.argv[1];"
+        "assert Path(L.get_libero_path('bddl_files')).is_dir()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / ".libero").exists()
+    assert done.stdout == ""
