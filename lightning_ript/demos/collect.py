@@ -140,7 +140,9 @@ def collect_demos(
     missing = sum(max(0, demos - writer.count) for writer in writers)
     if missing:
         pool = RecorderPool(RecorderSpec(libero, noise), min(workers, missing))
-        with pool, tqdm(total=missing, desc="demonstrations", unit="demo") as bar:
+        wanted = demos * len(writers)
+        bar = tqdm(total=wanted, initial=wanted - missing, desc="demonstrations", unit="demo")
+        with pool, bar:
             failures = [_collect_task(writer, demos, seed, pool, bar) for writer in writers]
     results = []
     for writer, failed in zip(writers, failures, strict=True):

@@ -211,7 +211,9 @@ class PickPlaceExpert:
     def _advance(self) -> None:
         """Moves to the stage that the present state asks for."""
         self._steps += 1
-        if self.stage is Stage.REACH and self._in_place():
+        if self.stage is Stage.REACH and self._displaced():
+            self._plan_grasp()
+        elif self.stage is Stage.REACH and self._in_place():
             self._enter(Stage.GRASP)
         elif self.stage is Stage.GRASP and self._steps > 3 and self._fingers_stopped():
             if self._holding():
@@ -266,8 +268,12 @@ class PickPlaceExpert:
         low, high = extent(closing)
         margin = float(np.clip((MAX_OPENING - (high - low)) / 2 - 0.001, 0.003, 0.01))
         self._grasp = Grasp(position, closing, top + FINGERTIP_BELOW_SITE, margin)
+        self._planned_for = shape.position
 
     # Conditions --------------------------------------------------------------------------------
+
+    def _displaced(self) -> bool:
+        return bool(np.linalg.norm(self._object.position - self._planned_for) > 0.01)
 
     def _in_place(self) -> bool:
         error = self._grasp.position - self._hand
