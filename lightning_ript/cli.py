@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import lightning as L
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_ript.command_errors import (
+    CommandParser,
+    LightningCommandParser,
+    one_sentence_errors,
+)
 from lightning_ript.policies.quest.checkpoint import is_official, load_official
 
 _CHECKPOINTS = "checkpoints"
@@ -28,21 +35,36 @@ class RIPTCLI(LightningCLI):
     otherwise; `validate` takes Lightning checkpoints and official QueST checkpoints alike.
     """
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of Lightning's that mean something here."""
+        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `--run_dir`, and checkpoints of every epoch."""
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of the run")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.set_defaults({"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 1})
 
-    def before_instantiate_classes(self) -> None:
-        """Refuses a missing checkpoint before models and environments are built."""
-        settings = self._settings
-        path = settings.get("ckpt_path")
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Finds the checkpoint, and refuses a bad one before anything is built.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint of that name.
+            ValueError: If it is damaged.
+        """
+        super().parse_arguments(parser, args)
+        settings = self.config[self.config.subcommand]
         last = Path(settings.run_dir, _CHECKPOINTS, "last.ckpt")
-        if self.subcommand == "fit" and path is None and last.exists():
-            settings["ckpt_path"] = str(last)
-        elif path is not None and path not in ("best", "last") and not Path(path).is_file():
+        if self.config.subcommand == "fit" and settings.ckpt_path is None and last.exists():
+            settings.ckpt_path = str(last)
+        path = settings.ckpt_path
+        if path is None or path in ("best", "last"):
+            return
+        if not Path(path).is_file():
             raise FileNotFoundError(f"--ckpt_path names {path}, which does not exist.")
+        if not is_zipfile(path):  # as everything that torch.save has written since 2020
+            raise ValueError(f"{path} is damaged or no checkpoint: delete it or name another.")
 
     @property
     def _settings(self) -> Any:
@@ -90,7 +112,8 @@ def _fit(arguments: list[str]) -> None:
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            args=arguments,
+            parser_class=LightningCommandParser,
+            args=None if arguments == sys.argv[1:] else arguments,
         )
     except SIGTERMException:
         sys.exit("Stopped by SIGTERM; the same command goes on from the last finished epoch.")
@@ -99,13 +122,18 @@ def _fit(arguments: list[str]) -> None:
 def _collect_demos(arguments: list[str]) -> None:
     from lightning_ript.demos.collect import collect_demos
 
-    auto_cli(collect_demos, args=arguments, prog="lightning-ript collect-demos")
+    auto_cli(
+        collect_demos,
+        args=arguments,
+        prog="lightning-ript collect-demos",
+        parser_class=CommandParser,
+    )
 
 
 def _report(arguments: list[str]) -> None:
     from lightning_ript.report import report
 
-    auto_cli(report, args=arguments, prog="lightning-ript report")
+    auto_cli(report, args=arguments, prog="lightning-ript report", parser_class=CommandParser)
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -118,13 +146,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Lightning asks torch in a way that newer ones advise against, once a batch.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module=r"lightning\.")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in _COMMANDS:
-        _COMMANDS[arguments[0]][0](arguments[1:])
+        with one_sentence_errors():
+            _COMMANDS[arguments[0]][0](arguments[1:])
         return
     if not arguments or arguments[0] in ("-h", "--help"):
         own = "".join(f"  {name:14} {text}\n" for name, (_, text) in _COMMANDS.items())
         sys.stdout.write(f"usage: lightning-ript COMMAND [--config FILE ...]\n\ncommands:\n{own}")
         sys.stdout.write("  fit, validate  train or evaluate; LightningCLI's, see fit --help\n")
         return
-    _fit(arguments)
+    with one_sentence_errors():
+        _fit(arguments)
