@@ -5,6 +5,7 @@ It is a program of its own because GL must stay out of the process that holds to
 """
 
 import dataclasses
+import gc
 import sys
 
 import numpy as np
@@ -92,8 +93,8 @@ def in_the_basket(env, context):
 
 
 def main(assets, output):
-    spec = LiberoSpec("libero_object", [0, 1], image_size=64, mode="exact", assets=assets)
-    task, other = spec.tasks()
+    spec = LiberoSpec("libero_object", [0, 1, 2], image_size=64, mode="exact", assets=assets)
+    task, other, third = spec.tasks()
     contexts = spec.test_contexts(task)
     found = {}
 
@@ -122,6 +123,12 @@ def main(assets, output):
     found["sampled_other"] = fast.sample_state(task, 8)
     fast.reset(Context(other, 0, seed=3))  # another task, so another GL context
     fast.step_chunk(-ACTIONS[0])
+    evicted = fast._simulations[other.name]
+    fast.reset(Context(task, 0, seed=1))
+    fast.reset(Context(third, 0, seed=1))  # the third task: `other` has to go
+    found["evicted"] = other.name not in fast._simulations
+    del evicted  # collected only now, while another task's GL context is current
+    gc.collect()
     keep("again", run_ours(fast, contexts[0]))
     found["sampled_again"] = observation_bits(fast.reset(sampled))
     found["sampled_many"] = [fast.sample_state(task, seed) for seed in range(50)]

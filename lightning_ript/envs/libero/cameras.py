@@ -57,6 +57,12 @@ class Cameras:
         finally:
             self._model.geom_group[:] = self._group
 
+    def close(self) -> None:
+        """Frees the GL context now: later, its numbers would free another task's objects."""
+        self._context.gl_ctx.make_current()
+        self._context.con.free()
+        self._context.gl_ctx.free()
+
     def _resize(self) -> None:
         self._context.update_offscreen_size(self._size, self._size)
 

@@ -165,6 +165,7 @@ class TaskSimulation:
 
     def close(self) -> None:
         """Frees the simulator and its GL context."""
+        self._cameras.close()
         self.libero.close()
 
     def _place(self) -> dict[str, Any]:
