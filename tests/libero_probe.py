@@ -125,10 +125,12 @@ def main(assets, output):
     fast.step_chunk(-ACTIONS[0])
     evicted = fast._simulations[other.name]
     fast.reset(Context(task, 0, seed=1))
-    fast.reset(Context(third, 0, seed=1))  # the third task: `other` has to go
+    last = Context(third, 0, seed=1)
+    found["third_first"] = observation_bits(fast.reset(last))  # a third task: `other` has to go
     found["evicted"] = other.name not in fast._simulations
-    del evicted  # collected only now, while another task's GL context is current
+    del evicted  # collected only now, while the third task's GL context is current
     gc.collect()
+    found["third_again"] = observation_bits(fast.reset(last))
     keep("again", run_ours(fast, contexts[0]))
     found["sampled_again"] = observation_bits(fast.reset(sampled))
     found["sampled_many"] = [fast.sample_state(task, seed) for seed in range(50)]

@@ -146,8 +146,9 @@ class TestSimulator:
     def test_an_episode_does_not_depend_on_what_ran_before(self, seen, what):
         np.testing.assert_array_equal(seen[f"again_{what}"], seen[f"fast_{what}"])
 
-    def test_only_the_latest_tasks_stay_compiled(self, seen):
+    def test_a_task_that_makes_room_leaves_the_others_alone(self, seen):
         assert seen["evicted"]
+        np.testing.assert_array_equal(seen["third_again"], seen["third_first"])
 
     def test_sampled_resets_depend_on_the_seed_alone(self, seen):
         np.testing.assert_array_equal(seen["sampled_again"], seen["sampled_first"])
