@@ -1,15 +1,20 @@
 # Two commands on a fresh machine: `make quickstart` runs the main job, `make test` the tests.
 PYTHON ?= python3
 VENV ?= .venv
-# What to install beside this package, e.g. TORCH="torch==2.9.1 torchvision==0.24.1".
+# The torch to install, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"; any from 2.4 on.
 TORCH ?= torch
+SEED ?= 0
+RUN ?= runs/quickstart/seed$(SEED)
+
 BIN := $(VENV)/bin
+RIPT := $(BIN)/lightning-ript
+QUICK := configs/quickstart
 
 .PHONY: help install quickstart test lint clean
 
 help:
 	@echo "make install     create $(VENV) with the package and what rendering needs"
-	@echo "make quickstart  demonstrations, SFT, RIPT, evaluation on one LIBERO task"
+	@echo "make quickstart  demonstrations, SFT, RIPT and evaluation on one LIBERO task (SEED=0)"
 	@echo "make test        lint and tests"
 	@echo "make lint        ruff and mypy"
 
@@ -18,11 +23,35 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[dev,tensorboard,wandb]'
-	bash scripts/install_gl.sh
+	@# LIBERO's dependencies bring a torchvision that nothing here uses. Beside a CPU-only torch of
+	@# another build it cannot be imported, and libraries that look for it fail with it.
+	@$(BIN)/python -c "import torchvision" 2>/dev/null || { \
+	  echo "torchvision does not fit the installed torch and is not needed: removing it"; \
+	  $(BIN)/pip uninstall --quiet --yes torchvision; }
+	@# Rendering without a GPU.
+	@ldconfig -p | grep -q libOSMesa || { apt-get update -qq && apt-get install -y -qq libosmesa6; } \
+	  || echo "Install Debian's libosmesa6 (or your system's OSMesa) to render without a GPU."
 	touch $@
 
+# Every step goes on where it was interrupted, and does nothing when it has been done.
 quickstart: install
-	$(BIN)/python scripts/quickstart.py
+	$(RIPT) collect-demos --config $(QUICK)/demos.yaml --out $(RUN)/demonstrations --seed $(SEED)
+	$(RIPT) fit --config $(QUICK)/autoencoder.yaml --config $(QUICK)/policy.yaml \
+	  --data.init_args.files [$(RUN)/demonstrations] \
+	  --seed_everything $(SEED) --run_dir $(RUN)/autoencoder
+	$(RIPT) fit --config $(QUICK)/sft.yaml --config $(QUICK)/policy.yaml \
+	  --data.init_args.files [$(RUN)/demonstrations] \
+	  --model.init_args.policy.init_args.checkpoint $(RUN)/autoencoder/checkpoints/last.ckpt \
+	  --seed_everything $(SEED) --run_dir $(RUN)/sft
+	test -f $(RUN)/evaluation/before.json || $(RIPT) validate \
+	  --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
+	  --config $(QUICK)/evaluation.yaml --ckpt_path $(RUN)/sft/checkpoints/last.ckpt \
+	  --run_dir $(RUN) --evaluation before
+	$(RIPT) fit \
+	  --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
+	  --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
+	  --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
+	$(RIPT) report
 
 test: install lint
 	$(BIN)/pytest

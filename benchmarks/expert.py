@@ -13,7 +13,8 @@ import numpy as np
 from jsonargparse import auto_cli
 
 from lightning_ript.demos.collect import MAX_STEPS, attempt_context
-from lightning_ript.envs.libero import LiberoEnvironment, LiberoSpec
+from lightning_ript.envs.libero import LiberoSpec
+from lightning_ript.envs.libero.environment import LiberoEnvironment
 from lightning_ript.envs.libero.expert import PickPlaceExpert
 from lightning_ript.envs.libero.standins import build_standins
 from lightning_ript.types import Context

@@ -57,4 +57,3 @@ _ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "group_normalized": group_normalized,
     "plain": plain,
 }
-

@@ -80,8 +80,8 @@ class RIPTCLI(LightningCLI):
         if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
             last = ModelCheckpoint(
                 Path(run_dir, _CHECKPOINTS),
-                save_last=True,
-                save_top_k=0,
+                filename="last",
+                enable_version_counter=False,  # replaces the file of the epoch before
                 every_n_epochs=1,
                 save_on_train_epoch_end=True,
             )

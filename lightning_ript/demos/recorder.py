@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_ript.demos.hdf5 import Episode
-from lightning_ript.envs.libero import LiberoEnvironment, LiberoSpec
+from lightning_ript.envs.libero import LiberoSpec
+from lightning_ript.envs.libero.environment import LiberoEnvironment
 from lightning_ript.types import Context, Observation
 
 
@@ -33,7 +34,7 @@ class Recorder:
 
     def __init__(self, spec: RecorderSpec) -> None:
         self._spec = spec
-        self._environment: LiberoEnvironment = spec.libero.make()
+        self._environment: LiberoEnvironment = LiberoEnvironment(spec.libero)
 
     def record(self, context: Context) -> Episode | None:
         """Runs one episode.

@@ -1,4 +1,4 @@
-"""Sampling from logits with given uniform noise, so that a decision does not depend on its batch."""
+"""Sampling from logits with given uniform noise, so that decisions are independent of the batch."""
 
 from __future__ import annotations
 

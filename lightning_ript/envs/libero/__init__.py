@@ -1,5 +1,5 @@
 """LIBERO: assets, suites, the environment, and a scripted expert for LIBERO-Object."""
 
-from lightning_ript.envs.libero.environment import LiberoEnvironment, LiberoSpec
+from lightning_ript.envs.libero.spec import LiberoSpec
 
-__all__ = ["LiberoEnvironment", "LiberoSpec"]
+__all__ = ["LiberoSpec"]

@@ -1,0 +1,104 @@
+"""What to simulate of LIBERO, and how. The main process imports this, but no simulator with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from lightning_ript.envs.base import Environment, EnvironmentSpec
+from lightning_ript.envs.libero import graphics
+from lightning_ript.envs.libero.assets import resolve_assets
+from lightning_ript.envs.libero.graphics import CAMERAS, Render
+from lightning_ript.envs.libero.suites import find_tasks, init_states
+from lightning_ript.types import Context, Task
+
+Mode = Literal["exact", "fast"]
+IMAGE_SIZES = range(16, 1025)
+
+
+@dataclass(frozen=True)
+class LiberoSpec(EnvironmentSpec):
+    """A suite of LIBERO and how to simulate it.
+
+    Attributes:
+        suite: One of `suites.SUITES`.
+        task_subset: Names or numbers of the tasks to use; None for the whole suite.
+        image_size: Height and width of the images in pixels.
+        max_steps: Control steps (of 50 ms, after settling) until an episode has failed.
+        settle_steps: No-op steps with the gripper open before the first observation, in which
+            objects come to rest.
+        cameras: Observation keys of the cameras that a policy sees.
+        mode: `exact` repeats LIBERO's stepping bit for bit; `fast` does the same physics with a
+            quarter of the work (see `fast_step` for how close it stays).
+        render: `full` gives LIBERO's own pixels; `light` draws meshes with fewer triangles and
+            without shadows and reflections, several times as fast in software. Train and evaluate
+            with the same; checkpoints from elsewhere want `full`.
+        assets: Folder of LIBERO's assets; None to look for them (see `assets.resolve_assets`).
+        init_joint_noise: Standard deviation (rad) of the noise on the arm's joints in sampled
+            resets; 0.02 is what the benchmark's own initial states carry.
+        max_compiled: Compiled tasks that one environment keeps, the least recently used goes.
+    """
+
+    suite: str
+    task_subset: Sequence[int | str] | None = None
+    image_size: int = 128
+    max_steps: int = 600
+    settle_steps: int = 10
+    cameras: tuple[str, ...] = tuple(CAMERAS)
+    mode: Mode = "fast"
+    render: Render = "full"
+    assets: str | None = None
+    init_joint_noise: float = 0.02
+    max_compiled: int = 2
+
+    def tasks(self) -> Sequence[Task]:
+        """The chosen tasks.
+
+        Raises:
+            ValueError: If the suite or a task does not exist.
+        """
+        return find_tasks(self.suite, self.task_subset)
+
+    def test_contexts(self, task: Task) -> Sequence[Context]:
+        """The benchmark's 50 initial states of a task, never to be trained on."""
+        return [Context(task, i, state) for i, state in enumerate(init_states(task))]
+
+    def check(self) -> None:
+        """Looks at everything that can be known without starting a simulator.
+
+        Call it in the main process: this is where assets may be downloaded.
+
+        Raises:
+            ValueError: If a setting is wrong.
+            OSError: If the OpenGL library or the assets are missing.
+            ModuleNotFoundError: If LIBERO is not installed.
+        """
+        self.tasks()
+        if self.image_size not in IMAGE_SIZES:
+            raise ValueError(
+                f"image_size is {self.image_size}, but LIBERO's cameras draw squares of "
+                f"{IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]} pixels."
+            )
+        if unknown := set(self.cameras) - set(CAMERAS):
+            raise ValueError(f"no camera {unknown.pop()!r}: choose from {', '.join(CAMERAS)}.")
+        for name, choices in (("mode", get_args(Mode)), ("render", get_args(Render))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must be {' or '.join(choices)}."
+                )
+        for name, least in (("max_steps", 1), ("settle_steps", 0), ("max_compiled", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
+        if not 0 <= self.init_joint_noise < np.inf:
+            raise ValueError(f"init_joint_noise is {self.init_joint_noise}, but must be 0 or more.")
+        graphics.check_backend()
+        resolve_assets(self.assets, self.suite).announce()
+
+    def make(self) -> Environment:
+        """Builds the environment; this process must hold no torch, see the developers' guide."""
+        from lightning_ript.envs.libero.environment import LiberoEnvironment
+
+        return LiberoEnvironment(self)
