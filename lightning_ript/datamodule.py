@@ -95,6 +95,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_videos = eval_videos
         self.seed = seed
         self._next_context = 0
+        self._iteration = -1  # the one that `_schedule` is of
+        self._schedule: Iterable[Minibatch] = ()
         self._pool: EnvironmentPool | None = None
         self.collected: dict[str, float] = {}
 
@@ -122,6 +124,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.environment.check()
         if stage == "fit":
             self.contexts.check(self.environment)
+            self._iteration = -1
         self.module.success_rate.reset_tasks(self.environment.tasks())
 
     @property
@@ -169,16 +172,20 @@ class RolloutDataModule(L.LightningDataModule):
         """
         trainer = self.trainer
         assert trainer is not None
+        # Not `trainer.current_epoch`, which is one less when a resumed run first asks for data.
+        iteration = trainer.fit_loop.epoch_progress.current.processed
         max_epochs = trainer.max_epochs
-        if max_epochs is not None and 0 <= max_epochs <= trainer.current_epoch:
+        if max_epochs is not None and 0 <= max_epochs <= iteration:
             return iter(())  # A finished run was started again: Lightning asks before it looks.
+        if iteration == self._iteration:
+            return self._schedule  # When it resumes a run, Lightning asks twice.
         started = time.monotonic()
-        collection = self._collect(trainer)
+        collection = self._collect(trainer, iteration)
         self._next_context = collection.next_context
         entries, fillers = self._exchange(collection, time.monotonic() - started)
         if not entries:
             rank_zero_warn(
-                f"All {self.max_contexts} contexts of iteration {trainer.current_epoch} gave "
+                f"All {self.max_contexts} contexts of iteration {iteration} gave "
                 "groups of equal rewards, so there is nothing to learn from: the run ends here. "
                 "The policy always fails or always succeeds on these contexts; a better start, "
                 "other contexts or more rollouts per context would change that."
@@ -188,7 +195,8 @@ class RolloutDataModule(L.LightningDataModule):
             trainer.should_stop = True  # Before the first iteration Lightning stops only so.
             return iter(())
         module = self.module
-        return MinibatchSchedule(
+        self._iteration = iteration
+        self._schedule = MinibatchSchedule(
             collection.groups,
             entries,
             trainer.global_rank,
@@ -199,11 +207,11 @@ class RolloutDataModule(L.LightningDataModule):
             module.decisions_per_microbatch,
             module.aggregation,
             module.advantage,
-            (self.seed, trainer.current_epoch),
+            (self.seed, iteration),
         )
+        return self._schedule
 
-    def _collect(self, trainer: L.Trainer) -> Collection:
-        iteration = trainer.current_epoch
+    def _collect(self, trainer: L.Trainer, iteration: int) -> Collection:
         first = self._next_context
         queue = make_queue(f"iteration{iteration}", first, self.groups_wanted, self.max_contexts)
         bar = tqdm(
@@ -281,7 +289,7 @@ class RolloutDataModule(L.LightningDataModule):
         }
         if total["kept_groups"] < self.groups_wanted and total["kept_groups"]:
             rank_zero_info(
-                f"Iteration {self.trainer.current_epoch} kept {total['kept_groups']} of "
+                f"This iteration kept {total['kept_groups']} of "
                 f"{self.groups_wanted} groups after {self.max_contexts} contexts and goes on."
             )
         return entries, fillers

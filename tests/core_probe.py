@@ -1,0 +1,93 @@
+"""Environments, contexts and callbacks that misbehave on purpose.
+
+Simulator workers and subprocesses import this module, so what is needed of torch is imported late.
+"""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_ript.contexts import SampledContexts
+from lightning_ript.envs.toy import ToyEnvironment, ToySpec
+
+
+@dataclass(frozen=True)
+class FaultySpec(ToySpec):
+    """Fails as `fault` says: in `make`, in `step`, or as the process dies."""
+
+    fault: str = "step"
+
+    def make(self):
+        if self.fault == "make":
+            raise ModuleNotFoundError("no simulator here")
+        return FaultyEnvironment(self.fault)
+
+
+class FaultyEnvironment(ToyEnvironment):
+    def __init__(self, fault):
+        self.fault = fault
+
+    def step_chunk(self, actions):
+        if self.fault == "die":
+            os._exit(3)
+        raise RuntimeError("the arm fell off")
+
+
+@dataclass(frozen=True)
+class CuriousSpec(ToySpec):
+    """Tells in `gripper_states` whether the process has torch."""
+
+    def make(self):
+        return CuriousEnvironment()
+
+
+class CuriousEnvironment(ToyEnvironment):
+    def reset(self, context, record=False):
+        observation = dict(super().reset(context, record))
+        observation["gripper_states"][:] = "torch" in sys.modules
+        return observation
+
+
+@dataclass(frozen=True)
+class HopelessSpec(ToySpec):
+    """Nobody ever succeeds, from context `since` on (training contexts are numbered)."""
+
+    since: int = 0
+
+    def make(self):
+        return HopelessEnvironment(self.since)
+
+
+class HopelessEnvironment(ToyEnvironment):
+    def __init__(self, since):
+        self.since = since
+
+    def reset(self, context, record=False):
+        self.hopeless = context.index >= self.since
+        return super().reset(context, record)
+
+    def step_chunk(self, actions):
+        if self.hopeless:
+            self._goal = self._point + 10
+        return super().step_chunk(actions)
+
+
+class InterruptingContexts(SampledContexts):
+    """Sends this process a signal when it takes context `number`, once for each `flag` file.
+
+    Args:
+        number: The context.
+        name: The signal's name.
+        flag: A file that is made before the signal is sent; where there is one, nothing is sent.
+    """
+
+    def __init__(self, number: int, name: str, flag: str):
+        self.number, self.name, self.flag = number, name, flag
+
+    def context(self, n, environment, seed):
+        if n >= self.number and not Path(self.flag).exists():
+            Path(self.flag).touch()
+            os.kill(os.getpid(), getattr(signal, self.name))
+        return super().context(n, environment, seed)

@@ -1,0 +1,69 @@
+"""Short runs of configs/toy.yaml through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from lightning_ript.cli import main
+
+ROOT = Path(__file__).parents[1]
+SHORT = [
+    "--config",
+    "configs/toy.yaml",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.limit_val_batches=0",
+    "--data.init_args.groups_per_iteration=6",
+    "--model.init_args.passes=2",
+    "--model.init_args.episodes_per_minibatch=16",
+]
+SGD = ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.lr=0.5"]
+
+
+def arguments(run_dir, iterations, *more):
+    """What to give the command for a run of so many iterations."""
+    return ["fit", *SHORT, f"--run_dir={run_dir}", f"--trainer.max_epochs={iterations}", *more]
+
+
+def fit(run_dir, iterations, *more):
+    """Runs in this process and returns the last checkpoint, if there is one."""
+    main(arguments(run_dir, iterations, *more))
+    return checkpoint(run_dir)
+
+
+def start(run_dir, iterations, *more):
+    """Runs as a user's shell would."""
+    command = [sys.executable, "-m", "lightning_ript", *arguments(run_dir, iterations, *more)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def checkpoint(run_dir):
+    path = Path(run_dir, "checkpoints", "last.ckpt")
+    return torch.load(path, weights_only=False) if path.exists() else None
+
+
+def history(run_dir):
+    return json.loads(Path(run_dir, "history.json").read_text())
+
+
+def weights(run):
+    return {n: v for n, v in run["state_dict"].items() if n.startswith("policy.net")}
+
+
+def assert_same_state(run, other):
+    """Weights, optimizer, learning rate schedule and place in the stream, bit for bit."""
+    for name, value in weights(run).items():
+        assert torch.equal(value, weights(other)[name]), name
+    (ours,), (theirs,) = run["optimizer_states"], other["optimizer_states"]
+    assert ours["param_groups"] == theirs["param_groups"]
+    for number, state in ours["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, theirs["state"][number][name]), name
+    for name in ("epoch", "global_step", "lr_schedulers", "RolloutDataModule"):
+        assert run[name] == other[name], name
