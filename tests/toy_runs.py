@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from lightning_ript.cli import main
 
@@ -67,3 +68,14 @@ def assert_same_state(run, other):
             assert torch.equal(value, theirs["state"][number][name]), name
     for name in ("epoch", "global_step", "lr_schedulers", "RolloutDataModule"):
         assert run[name] == other[name], name
+
+
+class SaveEveryRank(Callback):
+    """Saves what each rank ends with."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def on_train_end(self, trainer, pl_module):
+        run = {"state_dict": pl_module.state_dict()}
+        torch.save(weights(run), Path(self.folder, f"rank{trainer.global_rank}.pt"))
