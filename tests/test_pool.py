@@ -1,5 +1,7 @@
 """The pool of simulator processes, and how it fails."""
 
+import signal
+
 import numpy as np
 import pytest
 from core_probe import CuriousSpec, FaultySpec
@@ -94,6 +96,16 @@ def test_a_failure_in_this_process_leaves_nothing_to_wait_for():
         with pytest.raises(RuntimeError, match="the arm fell off"):
             pool.step_chunk(0, ACTIONS[0])
         pool.drain()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_the_group_are_left_to_the_parent(number):
+    with EnvironmentPool(SPEC, 1) as pool:
+        pool.reset(0, CONTEXTS[0])
+        pool.wait()
+        pool._processes[0].send_signal(number)
+        pool.reset(0, CONTEXTS[1])
+        assert len(pool.wait()) == 1
 
 
 def test_closing_ends_working_processes():
