@@ -148,6 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # Lightning asks torch in a way that newer ones advise against, once a batch.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module=r"lightning\.")
+    # It is intended: a policy is trained without dropout, as it acts.
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     # One run, one folder: a second start is meant to find it full.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     arguments = sys.argv[1:] if arguments is None else arguments

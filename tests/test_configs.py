@@ -1,0 +1,120 @@
+"""Every YAML under configs/ goes through the command line, in the company it is meant for."""
+
+from pathlib import Path
+
+import pytest
+from test_supervised import TASK, write_demonstrations
+
+from lightning_ript.cli import main
+from lightning_ript.run_directory import history_path
+
+QUICKSTART = [f"quickstart/{name}" for name in ("libero", "ript", "policy")]
+# Which command takes which files together; as the Makefile does it.
+COMMANDS = [
+    ("fit", ["toy"]),
+    ("validate", ["toy"]),
+    ("fit", ["quest/autoencoder"]),
+    ("fit", ["quest/sft"]),
+    ("collect-demos", ["quickstart/demos"]),
+    ("fit", ["quickstart/autoencoder", "quickstart/policy"]),
+    ("fit", ["quickstart/sft", "quickstart/policy"]),
+    ("fit", QUICKSTART),
+    ("validate", QUICKSTART),
+]
+# What the files leave for the user to say.
+DEMONSTRATIONS = {"quest/autoencoder", "quest/sft", "quickstart/autoencoder", "quickstart/sft"}
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+def configs(names):
+    return [f"--config=configs/{name}.yaml" for name in names]
+
+
+def test_no_file_is_forgotten():
+    folder = Path("configs")
+    there = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
+    assert there == {name for _, names in COMMANDS for name in names}
+
+
+@pytest.mark.parametrize(("command", "names"), COMMANDS, ids=lambda x: str(x))
+def test_it_parses(command, names, capsys):
+    files = ["--data.init_args.files=[.]"] if DEMONSTRATIONS & set(names) else []
+    with pytest.raises(SystemExit) as caught:
+        main([command, *configs(names), *files, "--print_config"])
+    assert caught.value.code == 0, capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Both supervised stages, one batch of each, at the sizes of either folder."""
+
+    def run(folder, size, companions):
+        base = tmp_path_factory.mktemp(folder)
+        (base / "demonstrations").mkdir()
+        write_demonstrations(base / f"demonstrations/{TASK}_demo.hdf5", size=size)
+        checkpoint = []
+        for stage in ("autoencoder", "sft"):
+            main(
+                [
+                    "fit",
+                    *configs([f"{folder}/{stage}", *companions]),
+                    *QUIET,
+                    *checkpoint,
+                    f"--run_dir={base}/{stage}",
+                    f"--data.init_args.files=[{base}/demonstrations]",
+                    "--data.init_args.batch_size=2",
+                    "--trainer.accelerator=cpu",
+                    "--trainer.max_epochs=1",
+                    "--trainer.limit_train_batches=1",
+                    "--trainer.limit_val_batches=1",
+                    "--trainer.check_val_every_n_epoch=1",
+                ]
+            )
+            last = base / stage / "checkpoints/last.ckpt"
+            checkpoint = [f"--model.init_args.policy.init_args.checkpoint={last}"]
+            assert last.is_file()
+        return last
+
+    return run
+
+
+def test_supervised_stages_at_full_size(stages):
+    stages("quest", 128, [])
+
+
+@pytest.mark.libero
+def test_quickstart(stages, tmp_path, monkeypatch):
+    """RIPT from what the supervised stages left, on the simulator, and its evaluation."""
+    from lightning_ript.envs.libero.assets import cache_folder
+    from lightning_ript.envs.libero.standins import build_standins
+
+    sft = stages("quickstart", 64, ["quickstart/policy"])
+    short = [
+        *QUIET,
+        f"--run_dir={tmp_path}",
+        f"--data.init_args.environment.assets={build_standins(cache_folder())}",
+        "--data.init_args.environment.max_steps=16",
+        "--data.init_args.num_workers=2",
+        "--data.init_args.eval_states_per_task=2",
+        "--trainer.max_epochs=1",
+        "--trainer.check_val_every_n_epoch=1",
+    ]
+    main(
+        [
+            "fit",
+            *configs(QUICKSTART),
+            *short,
+            f"--model.init_args.policy.init_args.checkpoint={sft}",
+            "--model.init_args.passes=1",
+            "--data.init_args.groups_per_iteration=1",
+            "--data.init_args.rollouts_per_context=2",
+            # Nobody succeeds in 16 steps, so nothing would be kept.
+            "--data.init_args.dynamic_sampling=false",
+        ]
+    )
+    assert history_path(tmp_path).is_file()
+    last = tmp_path / "checkpoints/last.ckpt"
+    assert last.is_file()
+    for checkpoint in (sft, last):
+        main(["validate", *configs(QUICKSTART), *short, f"--ckpt_path={checkpoint}"])
+    assert len(list((tmp_path / "evaluation").glob("*.json"))) >= 2
