@@ -173,7 +173,8 @@ class RolloutDataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         # Not `trainer.current_epoch`, which is one less when a resumed run first asks for data.
-        iteration = trainer.fit_loop.epoch_progress.current.processed
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        iteration: int = progress.processed
         max_epochs = trainer.max_epochs
         if max_epochs is not None and 0 <= max_epochs <= iteration:
             return iter(())  # A finished run was started again: Lightning asks before it looks.
