@@ -22,6 +22,7 @@ from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.minibatches import EpisodeEntry, MinibatchSchedule, episode_entries
 from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.rollouts import Collection, Episode, collect_groups, run_episodes
 from lightning_ript.types import Context, Minibatch, Rollout
 
@@ -233,7 +234,7 @@ class RolloutDataModule(L.LightningDataModule):
                 refresh=False,
             )
 
-        with bar, _acting(self.module):
+        with bar, _acting(self.module.policy, self.num_workers):
             return collect_groups(
                 self.module.policy,
                 self.pool,
@@ -314,7 +315,7 @@ class RolloutDataModule(L.LightningDataModule):
                 yield Episode(context, 0, seed if self.eval_sampling else None, record)
 
         with (
-            _acting(self.module),
+            _acting(self.module.policy, self.num_workers),
             closing(
                 run_episodes(self.module.policy, self.pool, episodes(), self.environment.max_steps)
             ) as stream,
@@ -355,18 +356,16 @@ def collection_counts(collection: Collection) -> dict[str, int]:
     }
 
 
-class _acting:  # noqa: N801 (a context manager)
-    """Puts the policy in evaluation mode without gradients, and back."""
-
-    def __init__(self, module: RIPTLightningModule) -> None:
-        self._policy = module.policy
-        self._no_grad = torch.no_grad()
-
-    def __enter__(self) -> None:
-        self._was_training = self._policy.training
-        self._policy.eval()
-        self._no_grad.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._no_grad.__exit__(*error)
-        self._policy.train(self._was_training)
+@contextmanager
+def _acting(policy: PolicyAdapter, num_workers: int) -> Iterator[None]:
+    """Puts the policy in evaluation mode, and leaves the simulators their cores."""
+    training, threads = policy.training, torch.get_num_threads()
+    policy.eval()
+    # OpenMP's threads wait for each other by spinning: one too many, and a decision takes 20 times
+    # as long.
+    torch.set_num_threads(max(1, threads - num_workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        policy.train(training)
