@@ -183,7 +183,8 @@ class RIPTLightningModule(L.LightningModule):
         assert not isinstance(optimizer, list)
         values["train/lr"] = optimizer.param_groups[0]["lr"]
         values["time/learning"] = time.monotonic() - self._learning_since
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        # All but the times are the same on every rank.
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Steps the learning rate: its schedule counts iterations."""
@@ -202,7 +203,7 @@ class RIPTLightningModule(L.LightningModule):
         """Logs success rates over all ranks."""
         result = self.success_rate.compute()
         self.evaluation = result
-        self.log("val/success_rate", result.rate, prog_bar=True, batch_size=1)
+        self.log("val/success_rate", result.rate, prog_bar=True, batch_size=1, sync_dist=True)
         for task in result.tasks:
-            self.log(f"val/success_rate/{task.task}", task.rate, batch_size=1)
+            self.log(f"val/success_rate/{task.task}", task.rate, batch_size=1, sync_dist=True)
         self.success_rate.reset()

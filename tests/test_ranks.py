@@ -24,6 +24,8 @@ def runs(tmp_path_factory):
     fit(one, ITERATIONS, *SGD, *EVALUATION)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
+    assert "Warning" not in err
+    assert "It is recommended" not in err
     return one, two
 
 
