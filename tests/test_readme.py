@@ -1,0 +1,233 @@
+"""What README.md and docs/ tell a reader to type runs, shortened, and what they say is there is there.
+
+Commands run in the order of the text, in a folder that looks like the repository's root after
+`make quickstart`.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from test_supervised import TASK, write_demonstrations
+
+from lightning_ript.cli import main
+from lightning_ript.envs.libero.assets import HUB_DATASET, cache_folder
+from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.quest import QueSTConfig, QueSTPolicy, save_official
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LIBERO = "configs/quickstart/libero.yaml"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# What is appended to a command of which these words are a part. `{standins}` is a folder of assets.
+SHORTER = {
+    ("fit",): ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"],
+    ("validate",): ["--trainer.enable_progress_bar=false"],
+    ("--run_dir", "configs/toy.yaml"): ["--trainer.max_epochs=1", "--data.eval_states_per_task=2"],
+    ("configs/quest/autoencoder.yaml",): ["--trainer.max_epochs=1", "--trainer.overfit_batches=1"],
+    ("configs/quest/sft.yaml",): [
+        "--trainer.max_epochs=1",
+        "--trainer.overfit_batches=1",
+        "--data.batch_size=2",
+    ],
+    (LIBERO,): [
+        "--data.environment.assets={standins}",
+        "--data.environment.max_steps=16",
+        "--data.eval_states_per_task=1",
+        "--data.num_workers=1",
+    ],
+    ("fit", LIBERO): [
+        "--trainer.max_epochs=1",
+        "--trainer.limit_val_batches=0",
+        "--data.groups_per_iteration=1",
+        "--data.rollouts_per_context=2",
+        "--data.dynamic_sampling=false",  # nobody succeeds in 16 steps
+        "--model.passes=1",
+    ],
+    ("collect-demos",): [
+        "--assets={standins}",
+        "--out=collected",
+        "--demos=1",
+        "--workers=1",
+        "--image_size=16",
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    page: str
+    words: tuple[str, ...]
+
+    @property
+    def needs_simulator(self) -> bool:
+        return "collect-demos" in self.words or LIBERO in self.words
+
+    def __str__(self) -> str:
+        return f"{self.page}: {' '.join(self.words)}"
+
+
+def blocks(language):
+    """The fenced blocks of that language: (page, text)."""
+    return [
+        (page.name, text)
+        for page in PAGES
+        for found, text in FENCE.findall(page.read_text())
+        if found == language
+    ]
+
+
+def commands():
+    lines = [
+        (page, line)
+        for page, text in blocks("bash")
+        for line in text.replace("\\\n", " ").splitlines()
+        if line.strip()
+    ]
+    marked = []
+    for page, line in lines:
+        command = Command(page, tuple(shlex.split(line)))
+        marks = [pytest.mark.libero] if command.needs_simulator else []
+        marked.append(pytest.param(command, marks=marks, id=str(command)[:100]))
+    return marked
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """The repository's root, with what the commands presuppose: small and untrained."""
+    root = tmp_path_factory.mktemp("root")
+    for name in ("configs", "Makefile"):
+        (root / name).symlink_to(ROOT / name)
+    (root / "demonstrations").mkdir()
+    write_demonstrations(root / f"demonstrations/{TASK}_demo.hdf5", size=128)
+    torch.manual_seed(0)
+    policy = quickstart_policy()
+    save_official(policy.model, root / "quest.pth")
+    trainer = L.Trainer(accelerator="cpu", logger=False, default_root_dir=root)
+    trainer.strategy.connect(RIPTLightningModule(policy))
+    for stage in ("sft", "ript"):
+        trainer.save_checkpoint(root / f"runs/quickstart/seed0/{stage}/checkpoints/last.ckpt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield root
+
+
+def quickstart_policy():
+    import yaml
+
+    file = (ROOT / "configs/quickstart/policy.yaml").read_text()
+    sizes = yaml.safe_load(file)["model"]["init_args"]["policy"]["init_args"]["sizes"]
+    return QueSTPolicy(QueSTConfig(**sizes))
+
+
+def standins():
+    from lightning_ript.envs.libero.standins import build_standins
+
+    return build_standins(cache_folder())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command(command, workspace):
+    program, *given = command.words
+    if program == "make":
+        dry = subprocess.run(
+            [program, "-n", *given], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert dry.returncode == 0, dry.stderr
+    elif program == "source":
+        assert f"{re.search(r'VENV [?]= (.*)', (ROOT / 'Makefile').read_text())[1]}/bin" in given[0]
+    elif program == "hf":  # downloads gigabytes; the hub's client is another project's
+        assert given[:4] == ["download", "--repo-type", "dataset", HUB_DATASET]
+        assert given[4:] == ["--local-dir", "~/.cache/libero/assets"]
+    else:
+        assert program == "lightning-ript", f"no rule says how to test {command}"
+        for words, more in SHORTER.items():
+            if set(words) <= set(command.words):
+                given += [
+                    word.format(standins=standins()) if "{" in word else word for word in more
+                ]
+        main(given)
+
+
+def test_the_toy_does_what_is_said(workspace):
+    """After the commands above. Its percentages are for torch's own rounding, so with a margin."""
+    history = json.loads(Path("runs/toy/history.json").read_text())
+    readme = PAGES[0].read_text()
+    said = re.search(
+        r"succeeds in (\d+) % .*reaches (\d+) % .* (\d+) % after the eighth", readme, re.DOTALL
+    )
+    assert said
+    found = [
+        history[0]["metrics"]["rollout/success_rate"],
+        history[0]["metrics"]["val/success_rate"],
+        history[7]["metrics"]["val/success_rate"],
+    ]
+    assert [100 * rate for rate in found] == pytest.approx(list(map(int, said.groups())), abs=3)
+    for name in re.findall(r"`([a-z_]+\.(?:json|png))`", readme.split("`runs/toy/`")[1][:200]):
+        assert Path("runs/toy", name).is_file()
+    assert list(Path("runs/toy/evaluation").glob("epoch=*.json"))
+    assert len(history) == 10  # the example of resuming has made it longer
+
+
+def test_the_metrics_are_those_logged(workspace):
+    metrics = json.loads(Path("runs/toy/history.json").read_text())[0]["metrics"]
+    table = PAGES[0].read_text().split("## Metrics")[1].split("```")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    logged = {re.sub(r"(val/success_rate/).*", r"\1<task>", name) for name in metrics}
+    assert named == logged
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_parses(page, workspace, capsys):
+    """Alone if it names a model, else on top of a run's config; a misspelt key would be refused."""
+    here = [text for name, text in blocks("yaml") if name == page.name]
+    assert here
+    for number, text in enumerate(here):
+        file = Path(f"{page.stem}{number}.yaml")
+        file.write_text(text)
+        below = [] if "model:" in text else ["--config=configs/toy.yaml"]
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", *below, f"--config={file}", "--print_config"])
+        assert caught.value.code == 0, capsys.readouterr().err
+
+
+def test_wandb(workspace):
+    """The snippet logs without a network; it says so itself."""
+    pytest.importorskip("wandb")
+    (text,) = [text for _, text in blocks("yaml") if "WandbLogger" in text]
+    assert "offline: true" in text
+    Path("wandb.yaml").write_text(text)
+    main(
+        ["fit", "--config=configs/toy.yaml", "--config=wandb.yaml", "--run_dir=runs/wandb"]
+        + ["--trainer.max_epochs=1", *SHORTER["fit",]]
+    )
+    assert list(Path("runs/wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_python(workspace):
+    for page, text in blocks("python"):
+        exec(compile(text, page, "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    headings = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings
+        elif not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
