@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell a reader to type runs, shortened, and what they say is there is there.
+"""README.md and docs/: what they tell a reader to type runs, shortened; what they name exists.
 
 Commands run in the order of the text, in a folder that looks like the repository's root after
 `make quickstart`.
@@ -14,6 +14,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+import yaml
 from test_supervised import TASK, write_demonstrations
 
 from lightning_ript.cli import main
@@ -26,10 +27,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LIBERO = "configs/quickstart/libero.yaml"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 # What is appended to a command of which these words are a part. `{standins}` is a folder of assets.
 SHORTER = {
-    ("fit",): ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"],
-    ("validate",): ["--trainer.enable_progress_bar=false"],
+    ("fit",): QUIET,
+    ("validate",): QUIET,
     ("--run_dir", "configs/toy.yaml"): ["--trainer.max_epochs=1", "--data.eval_states_per_task=2"],
     ("configs/quest/autoencoder.yaml",): ["--trainer.max_epochs=1", "--trainer.overfit_batches=1"],
     ("configs/quest/sft.yaml",): [
@@ -120,8 +122,6 @@ def workspace(tmp_path_factory):
 
 
 def quickstart_policy():
-    import yaml
-
     file = (ROOT / "configs/quickstart/policy.yaml").read_text()
     sizes = yaml.safe_load(file)["model"]["init_args"]["policy"]["init_args"]["sizes"]
     return QueSTPolicy(QueSTConfig(**sizes))
@@ -199,6 +199,29 @@ def test_yaml_parses(page, workspace, capsys):
         assert caught.value.code == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_exist(page, workspace, capsys):
+    """Those that the text names as `model.…`, `data.…` or `trainer.…`, with or without dashes."""
+    named = set(re.findall(r"`(?:--)?((?:model|data|trainer)\.[\w.]+)", page.read_text()))
+    assert named
+    (mine,) = [text for _, text in blocks("yaml") if "LiberoSpec" in text]
+    Path("mine.yaml").write_text(mine)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=mine.yaml", "--print_config"])
+    there = set(dotted(yaml.safe_load(capsys.readouterr().out)))
+    assert named <= there
+
+
+def dotted(settings, above=""):
+    """All names below, as the command line takes them: without `init_args`."""
+    for name, value in settings.items():
+        path = above if name == "init_args" else f"{above}.{name}".lstrip(".")
+        yield path
+        if isinstance(value, dict):
+            yield from dotted(value, path)
+
+
 def test_wandb(workspace):
     """The snippet logs without a network; it says so itself."""
     pytest.importorskip("wandb")
@@ -206,8 +229,10 @@ def test_wandb(workspace):
     assert "offline: true" in text
     Path("wandb.yaml").write_text(text)
     main(
-        ["fit", "--config=configs/toy.yaml", "--config=wandb.yaml", "--run_dir=runs/wandb"]
-        + ["--trainer.max_epochs=1", *SHORTER["fit",]]
+        [
+            *("fit", "--config=configs/toy.yaml", "--config=wandb.yaml", *QUIET),
+            *("--trainer.max_epochs=1", "--run_dir=runs/wandb"),
+        ]
     )
     assert list(Path("runs/wandb").glob("offline-run-*/*.wandb"))
 
@@ -229,5 +254,3 @@ def test_links_lead_somewhere(page):
             assert target[1:] in headings
         elif not target.startswith("https://"):
             assert (page.parent / target).exists(), target
-
-
