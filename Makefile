@@ -43,15 +43,17 @@ quickstart: install
 	  --data.init_args.files [$(RUN)/demonstrations] \
 	  --model.init_args.policy.init_args.checkpoint $(RUN)/autoencoder/checkpoints/last.ckpt \
 	  --seed_everything $(SEED) --run_dir $(RUN)/sft
-	test -f $(RUN)/evaluation/before.json || $(RIPT) validate \
+	test -f $(RUN)/ript/evaluation/before.json || $(RIPT) validate \
 	  --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
-	  --config $(QUICK)/evaluation.yaml --ckpt_path $(RUN)/sft/checkpoints/last.ckpt \
-	  --run_dir $(RUN) --evaluation before
+	  --config $(QUICK)/before.yaml \
+	  --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
+	  --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
 	$(RIPT) fit \
 	  --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
 	  --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
 	  --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
-	$(RIPT) report
+	$(RIPT) report $(RUN)/ript/evaluation/before.json \
+	  "$$(ls $(RUN)/ript/evaluation/epoch=*.json | tail -n 1)" $(RUN)/ript
 
 test: install lint
 	$(BIN)/pytest

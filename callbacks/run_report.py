@@ -17,7 +17,7 @@ from lightning_ript.callbacks.evaluation_report import success_metric
 from lightning_ript.callbacks.fresh_metrics import FreshMetrics
 from lightning_ript.evaluation import EvaluationResult
 from lightning_ript.files import replacing
-from lightning_ript.run_directory import history_path, learning_curve_path
+from lightning_ript.run_directory import evaluation_path, history_path, learning_curve_path
 
 
 class RunReport(Callback):
@@ -32,7 +32,8 @@ class RunReport(Callback):
     `evaluation`, None when there was none.
 
     Args:
-        baseline: JSON of an evaluation of the starting policy, drawn at iteration 0.
+        baseline: JSON of an evaluation of the starting policy, drawn at iteration 0; by default
+            `<run_dir>/evaluation/before.json`, if there is one.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -54,6 +55,9 @@ class RunReport(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a module that counts no successes."""
         success_metric(pl_module, type(self).__name__)
+        before = evaluation_path(trainer.default_root_dir, "before")
+        if self._baseline is None and before.is_file():
+            self._baseline = EvaluationResult.read(before)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Goes on from the iteration that training goes on from."""

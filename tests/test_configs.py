@@ -19,7 +19,7 @@ COMMANDS = [
     ("fit", ["quickstart/autoencoder", "quickstart/policy"]),
     ("fit", ["quickstart/sft", "quickstart/policy"]),
     ("fit", QUICKSTART),
-    ("validate", QUICKSTART),
+    ("validate", [*QUICKSTART, "quickstart/before"]),
 ]
 # What the files leave for the user to say.
 DEMONSTRATIONS = {"quest/autoencoder", "quest/sft", "quickstart/autoencoder", "quickstart/sft"}

@@ -36,6 +36,8 @@ class Cameras:
         if render == "light":
             context.scn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            quality = model.vis.quality
+            quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
             with decimated_meshes(model):  # the context copies the triangles when it is built
                 self._resize()
         else:
