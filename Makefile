@@ -9,6 +9,9 @@ RUN ?= runs/quickstart/seed$(SEED)
 BIN := $(VENV)/bin
 RIPT := $(BIN)/lightning-ript
 QUICK := configs/quickstart
+PRACTICE = --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
+  --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
+  --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
 
 .PHONY: help install quickstart test lint clean
 
@@ -43,17 +46,12 @@ quickstart: install
 	  --data.init_args.files [$(RUN)/demonstrations] \
 	  --model.init_args.policy.init_args.checkpoint $(RUN)/autoencoder/checkpoints/last.ckpt \
 	  --seed_everything $(SEED) --run_dir $(RUN)/sft
-	test -f $(RUN)/ript/evaluation/before.json || $(RIPT) validate \
-	  --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
-	  --config $(QUICK)/before.yaml \
-	  --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
-	  --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
-	$(RIPT) fit \
-	  --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
-	  --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
-	  --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
-	$(RIPT) report $(RUN)/ript/evaluation/before.json \
-	  "$$(ls $(RUN)/ript/evaluation/epoch=*.json | tail -n 1)" $(RUN)/ript
+	test -f $(RUN)/ript/evaluation/before.json || $(RIPT) validate $(PRACTICE) \
+	  --config $(QUICK)/before.yaml
+	test -f $(RUN)/ript/evaluation/after.json || { $(RIPT) fit $(PRACTICE) && \
+	  $(RIPT) validate $(PRACTICE) --config $(QUICK)/after.yaml \
+	    --ckpt_path $(RUN)/ript/checkpoints/last.ckpt; }
+	$(RIPT) report $(RUN)/ript/evaluation/before.json $(RUN)/ript/evaluation/after.json $(RUN)/ript
 
 test: install lint
 	$(BIN)/pytest

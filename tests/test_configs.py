@@ -20,6 +20,7 @@ COMMANDS = [
     ("fit", ["quickstart/sft", "quickstart/policy"]),
     ("fit", QUICKSTART),
     ("validate", [*QUICKSTART, "quickstart/before"]),
+    ("validate", [*QUICKSTART, "quickstart/after"]),
 ]
 # What the files leave for the user to say.
 DEMONSTRATIONS = {"quest/autoencoder", "quest/sft", "quickstart/autoencoder", "quickstart/sft"}
