@@ -40,6 +40,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 quickstart: install
 	$(RIPT) collect-demos --config $(QUICK)/demos.yaml --out $(RUN)/demonstrations --seed $(SEED)
 	$(RIPT) fit --config $(QUICK)/autoencoder.yaml --config $(QUICK)/policy.yaml \
+	  --model.init_args.policy.init_args.sizes.dropout 0 \
 	  --data.init_args.files [$(RUN)/demonstrations] \
 	  --seed_everything $(SEED) --run_dir $(RUN)/autoencoder
 	$(RIPT) fit --config $(QUICK)/sft.yaml --config $(QUICK)/policy.yaml \
