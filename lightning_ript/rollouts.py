@@ -202,6 +202,9 @@ def collect_groups(
                 yield Episode(start, k, seed=(*seed, n, k))
 
     # However the loop ends, closing abandons what still runs.
+    def keeps(group: RolloutGroup) -> bool:
+        return not dynamic_sampling or is_informative(group.rewards)
+
     with closing(run_episodes(policy, pool, episodes(), max_steps)) as stream:
         for rollout in stream:
             n = rollout.context.index
@@ -211,7 +214,7 @@ def collect_groups(
                     rollout.context, tuple(sorted(finished.pop(n), key=lambda r: r.k))
                 )
                 complete[n] = group
-                queue.report(n, not dynamic_sampling or is_informative(group.rewards))
+                queue.report(n, keeps(group))
             on_rollout(rollout, queue)
             check()
             if queue.enough():
@@ -221,7 +224,7 @@ def collect_groups(
     # time depends on timing, and the next iteration starts with their contexts.
     end = queue.end()
     used = {n: group for n, group in sorted(complete.items()) if n < end}
-    kept = {n: g for n, g in used.items() if not dynamic_sampling or is_informative(g.rewards)}
+    kept = {n: group for n, group in used.items() if keeps(group)}
     everything = [rollout for group in used.values() for rollout in group.rollouts]
     return Collection(
         tuple(kept.values()),

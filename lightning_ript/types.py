@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 Observation = Mapping[str, np.ndarray]
 """What a policy sees at a decision point. LIBERO's keys: `agentview_rgb`, `eye_in_hand_rgb`
-(H, W, 3) uint8, upright as a person would see them flipped from OpenGL only if the environment says
-so; `joint_states` (7,), `ee_pos` (3,), `ee_quat` (4, xyzw), `gripper_states` (2,) float32."""
+(H, W, 3) uint8, upside down as OpenGL gives them and LIBERO's HDF5 files hold them;
+`joint_states` (7,), `ee_pos` (3,), `ee_quat` (4, xyzw), `gripper_states` (2,) float32."""
 
 
 @dataclass(frozen=True)
