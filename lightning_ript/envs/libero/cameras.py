@@ -38,7 +38,7 @@ class Cameras:
             context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             quality = model.vis.quality
             quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
-            with decimated_meshes(model):  # the context copies the triangles when it is built
+            with decimated_meshes(model, size):  # the context copies the triangles when it is built
                 self._resize()
         else:
             self._resize()

@@ -8,24 +8,33 @@ from contextlib import contextmanager
 import mujoco
 import numpy as np
 
-CELL = 0.006
-"""Edge (m) of the cubes whose vertices are merged: about a pixel of a 64-pixel wrist camera at a
-grasp."""
+FIELD = 0.384
+"""What the wrist camera sees of an object at a grasp, from edge to edge (m)."""
+
+_ARM = "robot0_"  # bodies of the arm without the hand
+_ARM_DISTANCE = 2.0  # the arm is never in the wrist camera, and twice as far from the other
 
 
 @contextmanager
-def decimated_meshes(model: mujoco.MjModel, cell: float = CELL) -> Iterator[None]:
+def decimated_meshes(model: mujoco.MjModel, image_size: int) -> Iterator[None]:
     """Simplifies the model's triangles while a rendering context is built from them.
 
-    Vertices in one cube of a grid become one (Rossignac and Borrel 1993), and triangles that
-    collapse or coincide are dropped. Afterwards the model is as before: physics never sees it.
+    Vertices in one cube of a grid, about a pixel wide, become one (Rossignac and Borrel 1993), and
+    triangles that collapse or coincide are dropped. Afterwards the model is as before: physics
+    never sees it.
+
+    Args:
+        model: The model.
+        image_size: Height and width of the images in pixels.
     """
+    arm = _meshes_of_arm(model)
     faces, counts = model.mesh_face.copy(), model.mesh_facenum.copy()
     normals, texture = model.mesh_facenormal.copy(), model.mesh_facetexcoord.copy()
     for mesh in range(model.nmesh):
         start, count = model.mesh_faceadr[mesh], counts[mesh]
         first, vertices = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
         corners = faces[start : start + count]
+        cell = FIELD / image_size * (_ARM_DISTANCE if mesh in arm else 1.0)
         kept, merged = _merge(model.mesh_vert[first : first + vertices], corners, cell)
         end = start + len(kept)
         model.mesh_face[start:end] = merged
@@ -37,6 +46,15 @@ def decimated_meshes(model: mujoco.MjModel, cell: float = CELL) -> Iterator[None
     finally:
         model.mesh_face[:], model.mesh_facenum[:] = faces, counts
         model.mesh_facenormal[:], model.mesh_facetexcoord[:] = normals, texture
+
+
+def _meshes_of_arm(model: mujoco.MjModel) -> set[int]:
+    return {
+        int(model.geom_dataid[geom])
+        for geom in range(model.ngeom)
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH
+        and model.body(model.geom_bodyid[geom]).name.startswith(_ARM)
+    }
 
 
 def _merge(vertices: np.ndarray, faces: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:

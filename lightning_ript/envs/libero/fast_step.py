@@ -2,11 +2,10 @@
 
 robosuite runs a substep as forward, controller (which runs forward again) and step, and asks every
 observable whether it is due. MuJoCo's `mj_step1` computes all that the controller reads, `mj_step2`
-the rest, so one pass is enough; the controller is the same arithmetic (operational space control,
-Khatib 1987; robosuite's OSC_POSE with fixed impedance). What differs is
-where the constraint solver starts. Measured over 104 random actions, positions agree to 1e-11; when
-the hand drives into objects, contacts amplify rounding as they do between any two solvers, and
-differences of 1e-6, once of 4e-4 on the object hit, were seen.
+the rest, so one pass is enough. What differs is where the constraint solver starts. Measured over
+104 random actions, positions agree to 1e-11; when the hand drives into objects, contacts amplify
+rounding as they do between any two solvers, and differences of 1e-6, once of 4e-4 on the object
+hit, were seen.
 """
 
 from __future__ import annotations
@@ -17,15 +16,13 @@ from typing import Any
 import mujoco
 import numpy as np
 from robosuite.utils import transform_utils
-from scipy.linalg.lapack import dposv  # a tenth of the overhead of np.linalg.solve on 7 joints
+
+from lightning_ript.envs.libero.operational_space import arm_torques, read_arm
 
 SUBSTEPS = 25
 OBSERVED_SUBSTEP = 23
 """robosuite's observables fire once per control step. LIBERO's reset and `set_init_state` look once
 each, which puts their clocks two substeps ahead: they fire after the 24th substep of 25."""
-
-_NULLSPACE_KP = 10.0
-_NULLSPACE_KD = 2 * np.sqrt(_NULLSPACE_KP)
 
 
 class FastStepper:
@@ -37,20 +34,32 @@ class FastStepper:
 
     def __init__(self, problem: Any) -> None:
         self._model = model = problem.sim.model._model
-        self._data = problem.sim.data._data
+        self._data = data = problem.sim.data._data
         self._robot = robot = problem.robots[0]
         controller = robot.controller
-        self._site = robot.eef_site_id
-        self._qpos = np.array(controller.qpos_index)
-        self._qvel = np.array(controller.qvel_index)
+        site = robot.eef_site_id
+        dofs = np.array(controller.qvel_index)
+        # Views: MuJoCo writes into them.
+        self._arm = (
+            data.site_xpos[site],
+            data.site_xmat[site],
+            data.xaxis,
+            data.xanchor,
+            data.qpos,
+            data.qvel,
+            data.qM,
+            model.dof_jntid[dofs].astype(int),
+            np.array(controller.qpos_index),
+            dofs,
+            _mass_index(model, dofs),
+        )
+        self._dofs, self._bias, self._ctrl = dofs, data.qfrc_bias, data.ctrl
         self._motors = np.array(robot._ref_joint_actuator_indexes)
         self._finger_motors = np.array(robot._ref_joint_gripper_actuator_indexes)
         self._torque_limits = tuple(np.copy(limit) for limit in robot.torque_limits)
         fingers = model.actuator_ctrlrange[self._finger_motors]
         self._finger_bias, self._finger_weight = fingers.mean(1), np.diff(fingers)[:, 0] / 2
-        self._kp, self._kd = np.array(controller.kp), np.array(controller.kd)
-        self._mass_index = _mass_index(model, self._qvel)
-        self._jacobian = np.zeros((6, model.nv))
+        self._gains = np.array(controller.kp), np.array(controller.kd)
 
     def restart(self) -> None:
         """Takes the controller over as LIBERO's reset left it.
@@ -61,7 +70,7 @@ class FastStepper:
         controller = self._robot.controller
         self._goal_position = np.array(controller.goal_pos)
         self._goal_rotation = np.array(controller.goal_ori)
-        self._rest = np.array(controller.initial_joint)
+        self._posture = np.array(controller.initial_joint)
         self._stale: tuple[np.ndarray, ...] | None = (
             np.array(controller.ee_pos),
             np.array(controller.ee_ori_mat),
@@ -78,35 +87,45 @@ class FastStepper:
         Args:
             action: (7,) in [-1, 1].
             observe: Called when LIBERO's observables fire.
+
+        Raises:
+            FloatingPointError: If the arm's inertia is singular.
         """
         model, data = self._model, self._data
+        low, high = self._torque_limits
+        fingers = self._fingers(action[6:])
         for substep in range(SUBSTEPS):
             mujoco.mj_step1(model, data)
-            seen = self._read()
+            if self._stale is None:
+                seen = read_arm(*self._arm)
+            else:
+                seen, self._stale = self._stale, None
             if substep == 0:
                 self._set_goal(action[:6], seen)
-            data.ctrl[self._motors] = self._torques(seen).clip(*self._torque_limits)
-            grip = self._robot.gripper.format_action(action[6:])
-            data.ctrl[self._finger_motors] = self._finger_bias + self._finger_weight * grip
+            try:
+                torques = arm_torques(
+                    *seen, self._goal_position, self._goal_rotation, self._posture, *self._gains
+                )
+            except np.linalg.LinAlgError as error:
+                raise FloatingPointError(
+                    "the arm's inertia is singular: the simulation has diverged."
+                ) from error
+            self._ctrl[self._motors] = (torques + self._bias[self._dofs]).clip(low, high)
+            self._ctrl[self._finger_motors] = fingers[substep]
             mujoco.mj_step2(model, data)
             if observe is not None and substep == OBSERVED_SUBSTEP:
                 observe()
 
-    def _read(self) -> tuple[np.ndarray, ...]:
-        if self._stale is not None:
-            seen, self._stale = self._stale, None
-            return seen
-        data = self._data
-        mujoco.mj_jacSite(self._model, data, self._jacobian[:3], self._jacobian[3:], self._site)
-        return (
-            data.site_xpos[self._site].copy(),
-            data.site_xmat[self._site].reshape(3, 3).copy(),
-            self._jacobian @ data.qvel,
-            data.qpos[self._qpos],
-            data.qvel[self._qvel],
-            self._jacobian[:, self._qvel],
-            data.qM[self._mass_index],
-        )
+    def _fingers(self, action: np.ndarray) -> list[np.ndarray]:
+        """The finger motors' controls of all substeps: they close or open at a fixed speed."""
+        gripper, controls, before = self._robot.gripper, [], None
+        for _ in range(SUBSTEPS):
+            now = gripper.format_action(action)
+            if before is not None and (now == before).all():  # has arrived, and stays
+                return controls + [controls[-1]] * (SUBSTEPS - len(controls))
+            controls.append(self._finger_bias + self._finger_weight * now)
+            before = now
+        return controls
 
     def _set_goal(self, delta: np.ndarray, seen: tuple[np.ndarray, ...]) -> None:
         delta = self._robot.controller.scale_action(delta)
@@ -114,38 +133,6 @@ class FastStepper:
             turn = transform_utils.quat2mat(transform_utils.axisangle2quat(delta[3:]))
             self._goal_rotation = turn @ seen[1]
         self._goal_position = seen[0] + delta[:3]
-
-    def _torques(self, seen: tuple[np.ndarray, ...]) -> np.ndarray:
-        position, rotation, velocity, joints, joint_velocity, jacobian, mass = seen
-        turn = self._goal_rotation @ rotation.T
-        error = np.empty(6)
-        error[:3] = self._goal_position - position
-        error[3] = 0.5 * (turn[2, 1] - turn[1, 2])
-        error[4] = 0.5 * (turn[0, 2] - turn[2, 0])
-        error[5] = 0.5 * (turn[1, 0] - turn[0, 1])
-        force = self._kp * error - self._kd * velocity
-
-        weighted = _solve(mass, jacobian.T)  # M^-1 J^T
-        inertia = jacobian @ weighted  # J M^-1 J^T; its blocks uncouple position and rotation
-        wrench = np.empty(6)
-        wrench[:3] = _solve(inertia[:3, :3], force[:3])
-        wrench[3:] = _solve(inertia[3:, 3:], force[3:])
-        posture = mass @ (_NULLSPACE_KP * (self._rest - joints) - _NULLSPACE_KD * joint_velocity)
-        # (I - J^T Jbar^T) posture, with Jbar = M^-1 J^T (J M^-1 J^T)^-1
-        wrench -= _solve(inertia, weighted.T @ posture)
-        return jacobian.T @ wrench + self._data.qfrc_bias[self._qvel] + posture
-
-
-def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solves a symmetric positive definite system.
-
-    Raises:
-        FloatingPointError: If the matrix is not positive definite: the simulation has diverged.
-    """
-    _, solution, failure = dposv(matrix, right)
-    if failure:
-        raise FloatingPointError("the arm's inertia is singular: the simulation has diverged.")
-    return solution
 
 
 def _mass_index(model: mujoco.MjModel, dofs: np.ndarray) -> np.ndarray:

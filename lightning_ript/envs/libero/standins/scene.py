@@ -10,7 +10,8 @@ WALL_TEXTURE = "textures/light-gray-plaster.png"
 
 # The names are those LIBERO's arena class and floor problem look up. It sets `agentview`,
 # `frontview` and `galleryview` itself. Lights cast no shadows and surfaces do not mirror: both
-# would render the scene again. Walls are planes, which are one face each.
+# would render the scene again. A plane's third size is how finely it is cut
+# into squares, and software renders each of them: walls are cut coarsely.
 _SCENE = """\
 <mujoco model="floor_arena">
   <asset>
@@ -53,7 +54,7 @@ def scene_mjcf() -> str:
     """The arena's model file."""
     walls = "\n".join(
         f'    <geom name="wall_{name}_visual" type="plane" pos="{position}" xyaxes="{axes}" '
-        'size="4 1.5 0.01" material="walls_mat" contype="0" conaffinity="0" group="1"/>'
+        'size="4 1.5 2" material="walls_mat" contype="0" conaffinity="0" group="1"/>'
         for name, position, axes in _WALLS
     )
     return _SCENE.format(floor=FLOOR_TEXTURE, wall=WALL_TEXTURE, walls=walls)
