@@ -44,6 +44,7 @@ class RolloutDataModule(L.LightningDataModule):
             iteration that reaches it goes on with the groups it has.
         dynamic_sampling: Whether groups whose rewards are all equal are dropped.
         num_workers: Simulator processes per rank; 0 runs the environment in this process.
+        hang_seconds: A simulator that does not answer for so long is replaced.
         eval_states_per_task: Test states per task to evaluate on, all by default.
         eval_sampling: Evaluate with sampled actions (QueST) or the most likely ones (OpenVLA-OFT).
         eval_videos: Of this many test episodes per task frames are kept, for `RolloutVideo`.
@@ -63,6 +64,7 @@ class RolloutDataModule(L.LightningDataModule):
         max_contexts: int | None = None,
         dynamic_sampling: bool = True,
         num_workers: int = 2,
+        hang_seconds: float = 600.0,
         eval_states_per_task: int | None = None,
         eval_sampling: bool = True,
         eval_videos: int = 0,
@@ -91,6 +93,7 @@ class RolloutDataModule(L.LightningDataModule):
             )
         self.dynamic_sampling = dynamic_sampling
         self.num_workers = num_workers
+        self.hang_seconds = hang_seconds
         self.eval_states_per_task = eval_states_per_task
         self.eval_sampling = eval_sampling
         self.eval_videos = eval_videos
@@ -132,7 +135,13 @@ class RolloutDataModule(L.LightningDataModule):
     def pool(self) -> EnvironmentPool:
         """The simulators, started when they are first needed."""
         if self._pool is None:
-            self._pool = EnvironmentPool(self.environment, self.num_workers)
+            assert self.trainer is not None
+            self._pool = EnvironmentPool(
+                self.environment,
+                self.num_workers,
+                self.hang_seconds,
+                self.trainer.local_rank,
+            )
         return self._pool
 
     def teardown(self, stage: str) -> None:

@@ -7,6 +7,7 @@ context stream that qualify, whichever finish first.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,10 +16,15 @@ import numpy as np
 import torch
 
 from lightning_ript.context_queue import ContextQueue
+from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.filtering import is_informative
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.types import ChunkResult, Context, Rollout, RolloutGroup
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3  # of an episode; a simulator that fails each time has another reason than bad luck
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class _Running:
     """An episode in a slot."""
 
     episode: Episode
+    attempt: int
     rng: np.random.Generator | None
     steps: int = 0
     records: list[dict[str, torch.Tensor]] = field(default_factory=list)
@@ -55,36 +62,51 @@ def run_episodes(
 ) -> Generator[Rollout, None, None]:
     """Runs episodes and yields each as it finishes; a free slot starts the next one at once.
 
-    Closing the generator abandons the episodes still running.
+    Closing the generator abandons the episodes still running. An episode whose simulator fails is
+    run again from its start in a new simulator, and comes out as it would have the first time.
 
     Args:
         policy: Decides for all slots that wait, in one batch.
         pool: Where the episodes run.
         episodes: What to run; the next one is taken only when a slot is free.
         max_steps: Control steps after which an episode has failed.
+
+    Raises:
+        WorkerError: If a simulator cannot be built, or fails in an episode time after time.
     """
     running: dict[int, _Running] = {}
 
-    def start(slot: int) -> None:
-        episode = next(episodes, None)
+    def start(slot: int, episode: Episode | None, attempt: int = 1) -> None:
         if episode is not None:
             rng = None if episode.seed is None else np.random.default_rng(episode.seed)
-            running[slot] = _Running(episode, rng)
+            running[slot] = _Running(episode, attempt, rng)
             pool.reset(slot, episode.context, episode.record)
 
     try:
         for slot in pool.slots:
-            start(slot)
+            start(slot, next(episodes, None))
         while running:
             deciding, observations = [], []
             for slot, answer in pool.wait():
                 state = running[slot]
+                if isinstance(answer, WorkerError):
+                    if answer.unusable or state.attempt == _ATTEMPTS:
+                        raise answer
+                    log.warning(
+                        "%s\nIts episode (task '%s', context %d, k %d) is run again in a new one.",
+                        answer,
+                        state.episode.context.task.name,
+                        state.episode.context.index,
+                        state.episode.k,
+                    )
+                    start(slot, state.episode, state.attempt + 1)
+                    continue
                 if isinstance(answer, ChunkResult):
                     state.steps += answer.steps
                     state.frames.extend(answer.frames)
                     if answer.success or state.steps >= max_steps:
                         del running[slot]
-                        start(slot)
+                        start(slot, next(episodes, None))
                         yield _finish(state, answer.success)
                         continue
                     answer = answer.observation

@@ -6,6 +6,7 @@ Simulator workers and subprocesses import this module, so what is needed of torc
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,29 +16,47 @@ from lightning_ript.envs.toy import ToyEnvironment, ToySpec
 
 @dataclass(frozen=True)
 class FaultySpec(ToySpec):
-    """Fails as `fault` says: in `make`, in `step`, or as the process dies."""
+    """Fails as `fault` says: in `make`, in `step`, by `hang`ing, or as the process `die`s.
+
+    Where `flags` names a folder, each context fails the first time only, and leaves a file there.
+    """
 
     fault: str = "step"
+    flags: str | None = None
 
     def make(self):
         if self.fault == "make":
             raise ModuleNotFoundError("no simulator here")
-        return FaultyEnvironment(self.fault)
+        return FaultyEnvironment(self.fault, self.flags)
 
 
 class FaultyEnvironment(ToyEnvironment):
-    def __init__(self, fault):
-        self.fault = fault
+    def __init__(self, fault, flags):
+        self.fault, self.flags = fault, flags
+
+    def reset(self, context, record=False):
+        self.context = context
+        return super().reset(context, record)
 
     def step_chunk(self, actions):
+        if self.flags is not None:
+            flag = Path(self.flags) / f"{self.context.task.index}_{self.context.index}"
+            if flag.exists():
+                return super().step_chunk(actions)
+            flag.touch()
         if self.fault == "die":
             os._exit(3)
+        if self.fault == "hang":
+            time.sleep(1000)
         raise RuntimeError("the arm fell off")
 
 
 @dataclass(frozen=True)
 class CuriousSpec(ToySpec):
     """Tells in `gripper_states` whether the process has torch."""
+
+    def worker_variables(self, local_rank):
+        return {"CURIOUS_RANK": str(local_rank)}
 
     def make(self):
         return CuriousEnvironment()

@@ -1,5 +1,6 @@
 """The pool of simulator processes, and how it fails."""
 
+import os
 import signal
 
 import numpy as np
@@ -57,36 +58,84 @@ def test_workers_never_import_torch():
     assert observation["gripper_states"].all()
 
 
-def test_a_simulator_that_raises_sends_its_traceback():
+def fail(pool, slot=0):
+    """Makes the simulator of a slot fail in `step_chunk`, and returns what the pool says."""
+    pool.reset(slot, CONTEXTS[0])
+    pool.wait()
+    pool.step_chunk(slot, ACTIONS[0])
+    ((where, error),) = pool.wait()
+    assert where == slot
+    assert isinstance(error, WorkerError)
+    return error
+
+
+def test_a_simulator_that_raises_sends_its_traceback_and_is_replaced():
     with EnvironmentPool(FaultySpec(fault="step"), 2) as pool:
-        pool.reset(0, CONTEXTS[0])
-        pool.wait()
-        pool.step_chunk(0, ACTIONS[0])
-        with pytest.raises(WorkerError, match="the arm fell off") as caught:
-            pool.wait()
-        assert "in step_chunk" in str(caught.value)
-        pool.drain()
+        error = fail(pool)
+        assert "the arm fell off" in str(error)
+        assert "in step_chunk" in str(error)
+        assert not error.unusable
+        assert "the arm fell off" in str(fail(pool))
 
 
 def test_a_simulator_that_cannot_be_built_says_why():
-    with EnvironmentPool(FaultySpec(fault="make"), 2) as pool:
-        pool.reset(0, CONTEXTS[0])  # before the process has failed
-        with pytest.raises(WorkerError, match="no simulator here") as caught:
-            pool.wait()
-        assert "in make" in str(caught.value)
-        pool._processes[1].wait(20)  # after
-        with pytest.raises(WorkerError, match="no simulator here"):
-            pool.reset(1, CONTEXTS[0])
+    with EnvironmentPool(FaultySpec(fault="make"), 1) as pool:
+        pool.reset(0, CONTEXTS[0])
+        ((_, error),) = pool.wait()
+    assert "no simulator here" in str(error)
+    assert "in make" in str(error)
+    assert error.unusable
 
 
-def test_a_simulator_that_dies_is_noticed():
+def test_a_simulator_that_dies_is_replaced():
     with EnvironmentPool(FaultySpec(fault="die"), 1) as pool:
+        assert "died with exit code 3" in str(fail(pool))
+        assert "died with exit code 3" in str(fail(pool))
+
+
+def test_a_simulator_that_died_between_two_requests_is_replaced():
+    with EnvironmentPool(SPEC, 1) as pool:
         pool.reset(0, CONTEXTS[0])
         pool.wait()
+        pool._workers[0].process.kill()
+        pool._workers[0].process.wait()
         pool.step_chunk(0, ACTIONS[0])
-        with pytest.raises(WorkerError, match="died with exit code 3"):
-            pool.wait()
-        pool.drain()
+        ((_, error),) = pool.wait()
+        assert "died with exit code -9" in str(error)
+        pool.reset(0, CONTEXTS[0])
+        assert "ee_pos" in dict(pool.wait())[0]
+
+
+def test_a_simulator_that_hangs_is_replaced():
+    with EnvironmentPool(FaultySpec(fault="hang"), 1, hang_seconds=2) as pool:
+        assert "did not answer for 2 s" in str(fail(pool))
+        pool.reset(0, CONTEXTS[0])
+        assert "ee_pos" in dict(pool.wait())[0]
+
+
+def test_workers_start_when_needed_and_not_all_at_once():
+    with EnvironmentPool(SPEC, 5) as pool:
+        assert pool._workers == [None] * 5
+        pool._starting_at_once = 2
+        for slot in range(4):
+            pool.reset(slot, CONTEXTS[slot])
+        assert sum(worker is not None for worker in pool._workers) == 2
+        assert sorted(answers(pool, 4)) == [0, 1, 2, 3]
+        assert [worker is not None for worker in pool._workers] == [True] * 4 + [False]
+
+
+def test_workers_get_the_variables_of_their_rank():
+    with EnvironmentPool(CuriousSpec(), 1, local_rank=3) as pool:
+        assert pool._variables["CURIOUS_RANK"] == "3"
+
+
+def test_replaced_workers_leave_no_open_files():
+    with EnvironmentPool(FaultySpec(fault="die"), 1) as pool:
+        fail(pool)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            fail(pool)
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_failure_in_this_process_leaves_nothing_to_wait_for():
@@ -103,15 +152,15 @@ def test_signals_to_the_group_are_left_to_the_parent(number):
     with EnvironmentPool(SPEC, 1) as pool:
         pool.reset(0, CONTEXTS[0])
         pool.wait()
-        pool._processes[0].send_signal(number)
+        pool._workers[0].process.send_signal(number)
         pool.reset(0, CONTEXTS[1])
         assert len(pool.wait()) == 1
 
 
 def test_closing_ends_working_processes():
     pool = EnvironmentPool(SPEC, 1)
-    (process,) = pool._processes
     pool.reset(0, CONTEXTS[0])
+    process = pool._workers[0].process
     pool.close()
     assert process.returncode == 0
     pool.close()
@@ -120,6 +169,8 @@ def test_closing_ends_working_processes():
 def test_misuse_is_refused():
     with pytest.raises(ValueError, match="num_workers"):
         EnvironmentPool(SPEC, -1)
+    with pytest.raises(ValueError, match="hang_seconds"):
+        EnvironmentPool(SPEC, 1, hang_seconds=0)
     with EnvironmentPool(SPEC, 1) as pool:
         pool.reset(0, CONTEXTS[0])
         with pytest.raises(RuntimeError, match="before it had answered"):

@@ -185,12 +185,23 @@ def test_a_diverged_policy_is_named():
 
 
 @pytest.mark.parametrize(("fault", "said"), [("step", "arm fell off"), ("make", "no simulator")])
-def test_a_failing_simulator_ends_the_collection(fault, said):
+def test_a_simulator_that_always_fails_ends_the_collection(fault, said):
     with (
         EnvironmentPool(FaultySpec(fault=fault), 2) as pool,
         pytest.raises(WorkerError, match=said),
     ):
         collect(pool)
+
+
+@pytest.mark.parametrize("fault", ["step", "die", "hang"])
+def test_episodes_of_failed_simulators_run_again_and_come_out_the_same(fault, tmp_path, caplog):
+    spec = FaultySpec(fault=fault, flags=str(tmp_path))
+    with EnvironmentPool(SPEC, 0) as pool:
+        expected = collect(pool, wanted=2)
+    with EnvironmentPool(spec, 3, hang_seconds=3 if fault == "hang" else 60) as pool:
+        assert_same(collect(pool, wanted=2), expected)
+    assert len(list(tmp_path.iterdir())) >= 2
+    assert "is run again in a new one" in caplog.text
 
 
 def test_collecting_can_be_stopped():

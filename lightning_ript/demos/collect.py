@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lightning_ript.demos.hdf5 import DemonstrationWriter, Episode
 from lightning_ript.demos.recorder import RecorderSpec
+from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.assets import resolve_assets
 from lightning_ript.envs.libero.graphics import Render
@@ -54,8 +55,16 @@ class RecorderPool(EnvironmentPool):
         self._request(slot, "record", context)
 
     def finished(self) -> list[tuple[int, Episode | None]]:
-        """Blocks until a slot is done; the failed episodes are None."""
-        return cast("list[tuple[int, Episode | None]]", self.wait())
+        """Blocks until a slot is done; the failed episodes are None.
+
+        Raises:
+            WorkerError: If a simulator failed. What was written stays, and a new run goes on.
+        """
+        answers = self.wait()
+        for _, answer in answers:
+            if isinstance(answer, WorkerError):
+                raise answer
+        return cast("list[tuple[int, Episode | None]]", answers)
 
 
 def collect_demos(

@@ -24,6 +24,10 @@ class RecorderSpec:
     libero: LiberoSpec
     noise: float = 0.0
 
+    def worker_variables(self, local_rank: int) -> dict[str, str]:
+        """As the environment's."""
+        return self.libero.worker_variables(local_rank)
+
     def make(self) -> Recorder:
         """Builds the recorder; called inside the worker."""
         return Recorder(self)

@@ -12,11 +12,18 @@ from lightning_ript.types import ChunkResult, Context, Observation, Task
 
 
 class WorkerError(RuntimeError):
-    """An exception of a simulator process, carried to the parent with its traceback as text."""
+    """A simulator process raised, died or hung; carried to the parent with its traceback as text.
 
-    def __init__(self, message: str, remote_traceback: str) -> None:
-        super().__init__(message, remote_traceback)
+    Attributes:
+        remote_traceback: What the process had to say.
+        unusable: Whether the simulator could not even be built, so that there is no use in trying
+            again.
+    """
+
+    def __init__(self, message: str, remote_traceback: str, unusable: bool = False) -> None:
+        super().__init__(message, remote_traceback, unusable)
         self.remote_traceback = remote_traceback
+        self.unusable = unusable
 
     def __str__(self) -> str:
         return f"{self.args[0]}\n\nIn the simulator process:\n{self.remote_traceback}"
@@ -57,6 +64,14 @@ class EnvironmentSpec(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raises with one clear sentence when this machine cannot run the environment."""
+
+    def worker_variables(self, local_rank: int) -> dict[str, str]:
+        """Environment variables of a worker that serves a rank, e.g. to share out the GPUs.
+
+        Args:
+            local_rank: Number of the rank on its machine.
+        """
+        return {}
 
     @abstractmethod
     def make(self) -> Environment:

@@ -2,61 +2,102 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import multiprocessing
 import os
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
-from multiprocessing.connection import Connection, wait
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from types import TracebackType
 
 import numpy as np
 
 from lightning_ript.envs.base import Environment, EnvironmentSpec, WorkerError
+from lightning_ript.envs.channel import Channel, shared_file
 from lightning_ript.types import ChunkResult, Context, Observation
+
+log = logging.getLogger(__name__)
+
+Answer = Observation | ChunkResult | WorkerError
 
 _EXIT_SECONDS = 10.0
 _LOCAL_SLOTS = 32  # Without workers, many slots make inference batches of a useful size.
 
 
+@dataclass
+class _Worker:
+    """A simulator process.
+
+    Attributes:
+        process: The process.
+        channel: How to talk to it.
+        deadline: When the request under way counts as hung, in monotonic seconds.
+        starting: Whether it has not answered anything yet; imports and compiling take long.
+    """
+
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    deadline: float = float("inf")
+    starting: bool = True
+
+
 class EnvironmentPool:
     """Runs environments side by side; requests are sent at once and answered in any order.
+
+    A worker starts when its slot is first asked for something, no more of them at a time than there
+    are cores. One that raises, dies or hangs is ended, and its slot answers with the `WorkerError`;
+    asked again, the slot gets a new worker.
 
     Args:
         spec: What to build in every slot.
         num_workers: Worker processes, one slot each; 0 runs all environments in this process, for
             those that are cheap and need no GL.
+        hang_seconds: A request that takes longer has hung.
+        local_rank: Number of this rank on its machine.
 
     Raises:
-        ValueError: If `num_workers` is negative.
+        ValueError: If a number makes no sense.
     """
 
-    def __init__(self, spec: EnvironmentSpec, num_workers: int) -> None:
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        num_workers: int,
+        hang_seconds: float = 600.0,
+        local_rank: int = 0,
+    ) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers is {num_workers}, but must be 0 or more.")
+        if not hang_seconds > 0:
+            raise ValueError(f"hang_seconds is {hang_seconds}, but must be positive.")
+        self._spec = spec
+        self._hang_seconds = hang_seconds
         self._local: list[Environment] = (
             [] if num_workers else [spec.make() for _ in range(_LOCAL_SLOTS)]
         )
-        self._ready: list[tuple[int, Observation | ChunkResult]] = []
-        self._connections: list[Connection] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._answered: list[tuple[int, Answer]] = []
+        self._workers: list[_Worker | None] = [None] * num_workers
+        self._unsent: deque[tuple[int, tuple]] = deque()  # requests to workers still to be started
         self._busy: set[int] = set()
+        self._starting_at_once = len(os.sched_getaffinity(0)) if num_workers else 0
         # One thread a worker: the parallelism is over workers, and software GL would otherwise
         # start a thread per core in each of them.
-        variables = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1", **os.environ}
-        for _ in range(num_workers):
-            ours, theirs = multiprocessing.Pipe()
-            command = [sys.executable, "-m", "lightning_ript.envs.worker", str(theirs.fileno())]
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=variables)
-            theirs.close()
-            ours.send(spec)
-            self._connections.append(ours)
-            self._processes.append(process)
+        self._variables = {
+            "OMP_NUM_THREADS": "1",
+            "LP_NUM_THREADS": "1",
+            **spec.worker_variables(local_rank),
+            **os.environ,
+        }
 
     @property
     def slots(self) -> Sequence[int]:
         """The slots an episode can run in."""
-        return range(len(self._local) or len(self._connections))
+        return range(len(self._local) or len(self._workers))
 
     def reset(self, slot: int, context: Context, record: bool = False) -> None:
         """Asks a slot to start an episode; `wait` returns its first observation."""
@@ -70,65 +111,108 @@ class EnvironmentPool:
         if slot in self._busy:
             raise RuntimeError(f"slot {slot} was asked to {method} before it had answered.")
         if self._local:
-            self._ready.append((slot, getattr(self._local[slot], method)(*arguments)))
+            self._answered.append((slot, getattr(self._local[slot], method)(*arguments)))
+        elif self._workers[slot] is None:
+            self._unsent.append((slot, (method, *arguments)))
+            self._start_workers()
         else:
-            try:
-                self._connections[slot].send((method, *arguments))
-            except BrokenPipeError:
-                self._receive(slot)  # Raises what the process had to say before it went.
-                raise
+            self._send(slot, (method, *arguments))
         self._busy.add(slot)
 
-    def wait(self) -> list[tuple[int, Observation | ChunkResult]]:
-        """Blocks until a slot has answered; returns every answer there is.
+    def _start_workers(self) -> None:
+        starting = sum(worker is not None and worker.starting for worker in self._workers)
+        while self._unsent and starting < self._starting_at_once:
+            slot, request = self._unsent.popleft()
+            self._workers[slot] = self._start()
+            self._send(slot, self._spec)
+            self._send(slot, request)
+            starting += 1
 
-        Raises:
-            WorkerError: If a simulator raised or its process died.
-        """
-        answers, self._ready = self._ready, []
+    def _start(self) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        memory = shared_file()
+        command = [sys.executable, "-m", "lightning_ript.envs.worker"]
+        descriptors = (theirs.fileno(), memory)
+        process = subprocess.Popen(
+            [*command, *map(str, descriptors)], pass_fds=descriptors, env=self._variables
+        )
+        theirs.close()
+        return _Worker(process, Channel(ours, memory))
+
+    def _send(self, slot: int, message: object) -> None:
+        worker = self._workers[slot]
+        assert worker is not None
+        # If it is gone, `wait` finds out what it had to say before.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            worker.channel.send(message)
+        worker.deadline = time.monotonic() + self._hang_seconds
+
+    def wait(self) -> list[tuple[int, Answer]]:
+        """Blocks until a slot has answered or failed; returns every answer there is."""
+        answers, self._answered = self._answered, []
         if not self._local:
-            pending = {self._connections[slot]: slot for slot in self._busy}
-            for connection in wait(list(pending)):
-                assert isinstance(connection, Connection)
-                slot = pending[connection]
-                self._busy.discard(slot)  # Even if it failed: there is nothing more to wait for.
-                answers.append((slot, self._receive(slot)))
+            waiting = {slot: w for slot in self._busy if (w := self._workers[slot]) is not None}
+            first = min((w.deadline for w in waiting.values()), default=time.monotonic())
+            connections = [worker.channel.connection for worker in waiting.values()]
+            ready = wait(connections, max(0.0, first - time.monotonic()))
+            now = time.monotonic()
+            for slot, worker in waiting.items():
+                if worker.channel.connection in ready:
+                    answers.append((slot, self._receive(slot, worker)))
+                elif now >= worker.deadline:
+                    answers.append((slot, self._hung(slot, worker)))
+            self._start_workers()
         self._busy.difference_update(slot for slot, _ in answers)
         return sorted(answers, key=lambda answer: answer[0])
 
-    def _receive(self, slot: int) -> Observation | ChunkResult:
+    def _receive(self, slot: int, worker: _Worker) -> Answer:
         try:
-            answer = self._connections[slot].recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise self._death(slot) from error
+            answer = worker.channel.receive()
+        except (EOFError, ConnectionResetError):
+            code = self._end(slot, worker)
+            return WorkerError(f"simulator process {slot} died with exit code {code}", "(nothing)")
+        worker.starting = False
         if isinstance(answer, WorkerError):
-            raise answer
+            self._end(slot, worker)
         return answer
 
-    def _death(self, slot: int) -> WorkerError:
-        code = self._processes[slot].wait(_EXIT_SECONDS)
+    def _hung(self, slot: int, worker: _Worker) -> WorkerError:
+        worker.process.kill()
+        self._end(slot, worker)
         return WorkerError(
-            f"simulator process {slot} died with exit code {code}", "(it left no traceback)"
+            f"simulator process {slot} did not answer for {self._hang_seconds:g} s", "(nothing)"
         )
+
+    def _end(self, slot: int, worker: _Worker) -> int:
+        """Ends a worker; its slot gets a new one when it is next asked."""
+        self._workers[slot] = None
+        worker.channel.close()
+        try:
+            return worker.process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            return worker.process.wait()
 
     def drain(self) -> None:
         """Waits for the slots that still work and drops their answers, to abandon episodes."""
+        self._busy.difference_update(slot for slot, _ in self._unsent)
+        self._unsent.clear()
         while self._busy:
-            self.wait()
+            for _, answer in self.wait():
+                if isinstance(answer, WorkerError):
+                    log.warning("%s\nIts episode had been abandoned.", answer)
 
     def close(self) -> None:
         """Ends all workers."""
         for environment in self._local:
             environment.close()
-        for connection in self._connections:
-            connection.close()
-        for process in self._processes:
-            try:
-                process.wait(_EXIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._connections, self._processes, self._busy, self._local = [], [], set(), []
+        workers = {slot: w for slot, w in enumerate(self._workers) if w is not None}
+        for worker in workers.values():
+            worker.channel.close()  # all at once, so that they end side by side
+        for slot, worker in workers.items():
+            self._end(slot, worker)
+        self._workers, self._busy, self._local = [], set(), []
+        self._unsent.clear()
 
     def __enter__(self) -> EnvironmentPool:
         return self

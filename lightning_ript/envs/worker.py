@@ -1,4 +1,4 @@
-"""A simulator process: `python -m lightning_ript.envs.worker FD`.
+"""A simulator process: `python -m lightning_ript.envs.worker PIPE MEMORY`, two file descriptors.
 
 It is started as a program of its own rather than by `multiprocessing`, which would import the
 parent's main module, and with it torch: a software GL driver and triton crash each other when both
@@ -12,21 +12,28 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
-from lightning_ript.envs.base import WorkerError
+from lightning_ript.envs.base import Environment, WorkerError
+from lightning_ript.envs.channel import Channel
 
 
-def serve(connection: Connection) -> None:
+def serve(channel: Channel) -> None:
     """Answers `(method, *arguments)` messages about one environment until the parent hangs up."""
-    environment = None
+    environment: Environment | None = None
     try:
-        environment = connection.recv().make()
+        environment = channel.receive().make()
         while True:
-            method, *arguments = connection.recv()
-            connection.send(getattr(environment, method)(*arguments))
+            method, *arguments = channel.receive()
+            channel.send(getattr(environment, method)(*arguments))
     except (EOFError, ConnectionError):
         return  # The parent has closed the pool, or is gone.
     except Exception as error:
-        connection.send(WorkerError(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        channel.send(
+            WorkerError(
+                f"{type(error).__name__}: {error}",
+                traceback.format_exc(),
+                unusable=environment is None,
+            )
+        )
     finally:
         if environment is not None:
             environment.close()
@@ -37,4 +44,4 @@ if __name__ == "__main__":
     # handle: it hangs up when it has.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    serve(Connection(int(sys.argv[1])))
+    serve(Channel(Connection(int(sys.argv[1])), int(sys.argv[2])))

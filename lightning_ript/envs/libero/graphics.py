@@ -53,3 +53,20 @@ def use_backend() -> None:
     if not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = backend
         log.info("MUJOCO_GL was not set; drawing with %s.", backend)
+
+
+def device_variables(local_rank: int) -> dict[str, str]:
+    """What tells a worker to draw on its rank's GPU; nothing where software draws.
+
+    Args:
+        local_rank: Number of the rank on its machine.
+    """
+    if choose_backend() != "egl":
+        return {}
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        devices = visible.split(",")
+    else:
+        devices = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    if not devices:
+        return {}  # Mesa's EGL, in software
+    return {"MUJOCO_EGL_DEVICE_ID": devices[local_rank % len(devices)].strip()}

@@ -97,6 +97,10 @@ class LiberoSpec(EnvironmentSpec):
         graphics.check_backend()
         resolve_assets(self.assets, self.suite).announce()
 
+    def worker_variables(self, local_rank: int) -> dict[str, str]:
+        """Each rank's workers draw on its own GPU."""
+        return graphics.device_variables(local_rank)
+
     def make(self) -> Environment:
         """Builds the environment; this process must hold no torch, see the developers' guide."""
         from lightning_ript.envs.libero.environment import LiberoEnvironment
