@@ -28,7 +28,7 @@ REFERENCE_KEYS = {
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (CHUNKS, CHUNK, 7))
 
 
-def run_reference(task, state, size):
+def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
     """LIBERO's own environment, stepped by itself."""
     from libero.libero.envs import OffScreenRenderEnv
 
@@ -40,27 +40,39 @@ def run_reference(task, state, size):
     env.set_init_state(state)
     for _ in range(10):
         env.step(np.array([0.0, 0, 0, 0, 0, 0, -1]))
-    states, images, proprioception = [], [], []
-    for chunk in ACTIONS[:REFERENCE_CHUNKS]:
+    states, images, proprioception, successes = [], [], [], []
+    for chunk in ACTIONS[:chunks]:
         for action in chunk:
-            seen = env.step(action)[0]
+            seen, _, success, _ = env.step(action)
+            successes.append(success)
         states.append(env.get_sim_state())
         images.append([seen[REFERENCE_KEYS[key]] for key in REFERENCE_KEYS if "rgb" in key])
         proprioception.append(lowdim({k: seen[v] for k, v in REFERENCE_KEYS.items()}))
     env.close()
-    return {"states": states, "images": images, "proprioception": proprioception}
+    return {
+        "states": states,
+        "images": images,
+        "proprioception": proprioception,
+        "successes": successes,
+    }
 
 
 def run_ours(env, context):
     env.reset(context)
-    states, images, proprioception = [], [], []
+    states, images, proprioception, successes = [], [], [], []
     for chunk in ACTIONS:
         result = env.step_chunk(chunk)
+        successes.append(result.success)
         states.append(env.sim_state())
         seen = result.observation
         images.append([seen[key] for key in REFERENCE_KEYS if "rgb" in key])
         proprioception.append(lowdim(seen))
-    return {"states": states, "images": images, "proprioception": proprioception}
+    return {
+        "states": states,
+        "images": images,
+        "proprioception": proprioception,
+        "successes": successes,
+    }
 
 
 def lowdim(seen):

@@ -1,0 +1,53 @@
+"""Exact mode is LIBERO bit for bit in every suite and kind of arena, over whole episodes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_ript.envs.libero.assets import ASSETS_VARIABLE
+
+ROOT = Path(__file__).parents[1]
+ASSETS = Path(os.environ.get(ASSETS_VARIABLE, ROOT / "../shared/libero-assets"))
+TASKS = {  # arena and what moves in it: suite, task
+    "table-drawers": ("libero_spatial", 4),
+    "table-stove": ("libero_goal", 7),
+    "kitchen-microwave": ("libero_10", 9),
+    "kitchen-stove": ("libero_90", 20),
+    "living-room": ("libero_90", 60),
+    "study": ("libero_10", 5),
+}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def seen(request, tmp_path_factory):
+    """What tests/arena_probe.py saw of one task."""
+    if not (ASSETS / "scenes").is_dir():
+        pytest.skip(f"no LIBERO assets in {ASSETS}: set {ASSETS_VARIABLE}")
+    suite, index = TASKS[request.param]
+    output = tmp_path_factory.mktemp("arena") / "seen.npz"
+    command = [sys.executable, str(ROOT / "tests/arena_probe.py"), str(ASSETS.resolve())]
+    done = subprocess.run(
+        [*command, suite, str(index), str(output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {"arena": request.param, **np.load(output)}
+
+
+@pytest.mark.libero
+def test_exact_mode_is_libero_bit_for_bit(seen):
+    for what in ("states", "proprioception", "images"):
+        np.testing.assert_array_equal(seen[f"ours_{what}"], seen[f"reference_{what}"])
+    assert not seen["reference_successes"].any()  # so that both ran to the end
+    assert not seen["ours_successes"].any()
+    if any(thing in seen["arena"] for thing in ("drawers", "stove", "microwave")):
+        # The episode before had moved what can be moved, and left no trace.
+        assert (seen["moved"] > 0.01).any()
