@@ -158,7 +158,7 @@ class LiberoGymEnv(gymnasium.Env[Observations, np.ndarray]):
         """
         if self._environment is None or not self._steps_left:
             raise RuntimeError("no episode is running: call reset() first.")
-        result = self._environment.step_chunk(np.asarray(actions)[: self._steps_left])
+        result = self._environment.step_chunk(np.atleast_1d(actions)[: self._steps_left])
         self._seen = result.observation
         self._steps_left = 0 if result.success else self._steps_left - result.steps
         truncated = not result.success and not self._steps_left
