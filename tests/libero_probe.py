@@ -83,9 +83,9 @@ def observation_bits(seen):
     return np.concatenate([np.ravel(seen[key]).astype("f4") for key in REFERENCE_KEYS])
 
 
-def refusal(call, *arguments):
+def refusal(call, *arguments, **keywords):
     try:
-        call(*arguments)
+        call(*arguments, **keywords)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "accepted"

@@ -103,6 +103,10 @@ class LiberoEnvironment:
         observation = simulation.seen if last else simulation.look(cameras)
         return ChunkResult(observation, success, step, tuple(frames))
 
+    def frame(self) -> np.ndarray:
+        """Draws the agent's view of the present state, (H, W, 3) uint8, upside down."""
+        return self._running().look((FRAME_CAMERA,))[FRAME_CAMERA]
+
     def sim_state(self) -> np.ndarray:
         """The present flattened simulator state (1 + nq + nv,) float64."""
         return self._running().state()
