@@ -48,11 +48,12 @@ class RandomPolicy(PolicyAdapter):
 
 
 def megabytes(pid: int | str = "self") -> float:
-    """Memory that a process has to itself and its share of what it shares (PSS)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"the kernel does not say how much memory process {pid} has.")
+    """Memory that a process has to itself and its share of what it shares (PSS); 0 once killed."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except ProcessLookupError:
+        return 0.0
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def main(
@@ -89,7 +90,7 @@ def main(
     with EnvironmentPool(spec, workers) as pool:
         for rollout in run_episodes(RandomPolicy(), pool, stream, max_steps):
             seen[rollout.k] += 1
-            alive = [w.process for w in pool._workers if w is not None and w.process.poll() is None]
+            alive = [worker.process for worker in pool._workers if worker is not None]
             if seen.total() % max(1, episodes // REPORTS) == 0:
                 sizes = " + ".join(f"{megabytes(process.pid):.0f}" for process in alive)
                 files = len(os.listdir("/proc/self/fd"))
