@@ -1,6 +1,7 @@
 """The supervised stages on made-up demonstrations: data, augmentation, training, the CLI chain."""
 
 import json
+import warnings
 from pathlib import Path
 
 import h5py
@@ -239,6 +240,35 @@ def test_autoencoder_learns_and_touches_nothing_else(demonstrations, tmp_path):
     assert changed
     assert all(k.startswith("policy.model.autoencoder.") for k in changed)
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_collapsed_tokens_are_warned_about(demonstrations, tmp_path):
+    def fit(module):
+        fitter = trainer(tmp_path, max_epochs=1)
+        fitter.fit(module, data(demonstrations))
+        return int(fitter.callback_metrics["val/tokens_used"])
+
+    module = AutoencoderTraining(QueSTPolicy(TINY))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The autoencoder uses only")
+        module._used[:] = True  # of an epoch before
+        used = fit(module)
+    module.eval()
+    blocks = data(demonstrations).val_dataloader().dataset
+    expected = {
+        int(token)
+        for item in blocks
+        for token in module.policy.model.action_indices(
+            torch.as_tensor(item["actions"])[None]
+        ).flatten()
+    }
+    assert used == len(expected) > 8
+    with torch.no_grad():
+        for parameter in module.policy.model.autoencoder.parameters():
+            parameter.zero_()
+    module.lr = module.min_lr = 0.0
+    with pytest.warns(UserWarning, match="uses only 1 of 1000 skill tokens"):
+        assert fit(module) == 1
 
 
 def test_fine_tuning_learns_and_leaves_the_autoencoder(demonstrations, tmp_path, policy):

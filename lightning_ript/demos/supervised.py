@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from lightning_ript.policies.quest.adapter import QueSTPolicy, scale_images
 
 Batch = dict[str, Any]
 """A batch of `DemonstrationDataModule`: its docstring has the shapes."""
+
+_FEW_TOKENS = 8  # With so few different tokens, the prior has next to nothing to choose from.
 
 
 class DemonstrationTraining(L.LightningModule):
@@ -103,6 +106,7 @@ class AutoencoderTraining(DemonstrationTraining):
         super().__init__(policy, lr, min_lr, weight_decay)
         self.policy.model.requires_grad_(False)
         self.policy.model.autoencoder.requires_grad_(True)
+        self._used = torch.zeros(policy.model.config.vocab_size, dtype=torch.bool)
         self.train()  # the policy comes in evaluation mode, and Lightning leaves modes alone
 
     def train(self, mode: bool = True) -> AutoencoderTraining:
@@ -114,6 +118,29 @@ class AutoencoderTraining(DemonstrationTraining):
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the reconstruction error."""
         return {"loss": self.policy.model.autoencoder_loss(batch["actions"])}
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting the skill tokens in use."""
+        self._used.zero_()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs the loss on demonstrations that were held out."""
+        super().validation_step(batch, batch_idx)
+        self._used[self.policy.model.action_indices(batch["actions"]).flatten().cpu()] = True
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs how many different skill tokens the held-out demonstrations have."""
+        self.log("val/tokens_used", float(self._used.sum()), prog_bar=True, sync_dist=True)
+
+    def on_fit_end(self) -> None:
+        """Warns where the tokens have collapsed: the loss alone does not show it."""
+        if self._used.any() and self._used.sum() <= _FEW_TOKENS:
+            rank_zero_warn(
+                f"The autoencoder uses only {int(self._used.sum())} of {len(self._used)} skill "
+                "tokens on the held-out demonstrations: its codes have collapsed, and a policy "
+                "can hardly act with so few. Lower the learning rate or set "
+                "model.init_args.policy.init_args.sizes.dropout to 0."
+            )
 
 
 class SupervisedFineTuning(DemonstrationTraining):

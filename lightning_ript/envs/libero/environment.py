@@ -32,7 +32,6 @@ class LiberoEnvironment:
     def __init__(self, spec: LiberoSpec) -> None:
         graphics.use_backend()
         assets = resolve_assets(spec.assets, spec.suite, download=False)
-        assets.announce()
         configure_libero(assets.path)
         self._spec = spec
         self._simulations: OrderedDict[str, TaskSimulation] = OrderedDict()
