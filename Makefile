@@ -6,6 +6,10 @@ TORCH ?= torch
 SEED ?= 0
 RUN ?= runs/quickstart/seed$(SEED)
 
+# OpenMP's threads wait for each other by spinning unless told otherwise; where another program wants
+# a core as well, training is then several times as slow.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN := $(VENV)/bin
 RIPT := $(BIN)/lightning-ript
 QUICK := configs/quickstart
