@@ -16,9 +16,6 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
         self._seconds = {"reset": 0.0, "step": 0.0, "render": 0.0}
         self._steps = 0
 
@@ -36,10 +33,8 @@ class Clock:
         self._steps += steps
 
     def read(self) -> dict[str, float]:
-        """Seconds by part and control steps since the last reading."""
-        reading = {**self._seconds, "steps": self._steps}
-        self._restart()
-        return reading
+        """Seconds by part and control steps so far."""
+        return {**self._seconds, "executed_steps": self._steps}
 
     def time_renders(self) -> None:
         """Measures every picture this process draws, whoever draws it.

@@ -33,6 +33,19 @@ VARIANTS: dict[str, Make] = {
 _PROBE_CHUNKS = 16
 
 
+def choose(names: Sequence[str] | None, scaling: bool) -> list[str]:
+    """The variants to run; by default all, or those in fast mode when they are scaled.
+
+    Raises:
+        ValueError: If there is no such variant.
+    """
+    if names is None:
+        return ["d_fast", "e_fast_light"] if scaling else list(VARIANTS)
+    if unknown := set(names) - set(VARIANTS):
+        raise ValueError(f"no variant {unknown.pop()!r}: choose from {', '.join(VARIANTS)}.")
+    return list(names)
+
+
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     return {"cores": cores(), "processor": platform.processor(), "torch": torch.__version__}
@@ -51,9 +64,10 @@ def compare(
     with ExitStack() as stack:
         variants = {}
         for name in names:
-            _say(f"starting {name}")
             variants[name] = stack.enter_context(closing(VARIANTS[name](spec, task, workers)))
-            variants[name].warm_up(rounds[0][0].context)  # type: ignore[arg-type]
+        for name, variant in variants.items():
+            _say(f"warming up {name}")
+            variant.warm_up(rounds[0][0].context)  # type: ignore[arg-type]
         for number, episodes in enumerate(rounds):
             for name, variant in variants.items():
                 measured[name].append(variant.measure(policy, episodes))
@@ -147,7 +161,7 @@ def scaling_table(results: dict[str, dict[str, Any]]) -> str:
         for name, counts in results.items()
         for count, each in counts.items()
     ]
-    header = ["variant", "workers", "episodes/h", "cores: workers", "cores: main", "MiB"]
+    header = ["variant", "workers", "episodes/h", "cores: workers", "cores: main", "memory MiB"]
     return table([*header, "bound by"], rows)
 
 

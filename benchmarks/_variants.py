@@ -46,7 +46,7 @@ class Variant(ABC):
 
     @abstractmethod
     def readings(self) -> list[dict[str, float]]:
-        """The readings of the simulator processes' clocks, each since its last one."""
+        """What the simulator processes' clocks read."""
 
     @abstractmethod
     def close(self) -> None:
@@ -54,26 +54,28 @@ class Variant(ABC):
 
     def measure(self, policy: TimedPolicy, episodes: Sequence[Episode]) -> dict[str, Any]:
         """Runs episodes and measures them; times in seconds, memory in MiB."""
-        self.readings()
         policy.seconds = 0.0
-        processors, started = processor_seconds(self.pids), time.perf_counter()
+        before, processors = self._totals(), processor_seconds(self.pids)
+        started = time.perf_counter()
         outcomes = self.run(policy, episodes)
         wall = time.perf_counter() - started
         main, workers = np.subtract(processor_seconds(self.pids), processors)
-        readings = self.readings()
-        parts = {key: sum(reading[key] for reading in readings) for key in readings[0]}
+        after = self._totals()
         return {
             "wall": wall,
             "episodes": len(outcomes),
             "successes": sum(outcome.success for outcome in outcomes),
             "steps": sum(outcome.steps for outcome in outcomes),
-            "executed_steps": parts.pop("steps"),
+            **{name: value - before[name] for name, value in after.items()},
             "inference": policy.seconds,
-            **parts,
             "main_processor": float(main),
             "worker_processor": float(workers),
             "memory": tree_memory_mib(self.pids),
         }
+
+    def _totals(self) -> dict[str, float]:
+        readings = self.readings()
+        return {name: sum(reading[name] for reading in readings) for name in readings[0]}
 
 
 class Lockstep(Variant):
@@ -124,7 +126,7 @@ class Lockstep(Variant):
             seen, first = self._execute(np.stack(staged), contexts, steps, ends > steps)
             ends = np.minimum(ends, steps + first)
             steps += actions.shape[1]
-        return [Outcome(end <= limit, int(min(end, limit))) for end in ends]
+        return [Outcome(end <= limit, min(end, limit)) for end in ends.tolist()]
 
     @abstractmethod
     def _execute(
