@@ -1,0 +1,86 @@
+"""The benchmarks run and say what they promise; how fast anything is, is not tested."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_ript.envs.libero.standins import build_standins
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script, output, *arguments):
+    command = [sys.executable, ROOT / "benchmarks" / script, f"--json={output}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.read_text()), done.stdout
+
+
+def all_positive(values):
+    return all(math.isfinite(value) and value > 0 for value in values)
+
+
+@pytest.mark.parametrize("padding", ["minibatch", "collection"])
+def test_both_schedules_take_the_same_steps(tmp_path, padding):
+    size = ["--sizes=small", "--groups=2", "--max_decisions=12", "--rounds=1"]
+    found, printed = run("ppo_update.py", tmp_path / "ppo.json", *size, f"--padding={padding}")
+    assert found["gradient_difference"] <= 1e-5 < found["largest_gradient"]
+    assert all_positive(found["ratio"].values())
+    computed = {name: each["computed_decisions"] for name, each in found["schedules"].items()}
+    assert computed["ours"] == found["settings"]["decisions"] < computed["reference"]
+    for each in found["schedules"].values():
+        assert all_positive([*each["decisions_per_second"].values(), each["peak_memory_mib"]])
+    assert "decision steps/s" in printed
+
+
+@pytest.mark.libero
+def test_all_variants_run_the_same_episode(tmp_path):
+    assets = build_standins(tmp_path)
+    size = ["--workers=1", "--episodes=1", "--rounds=1", "--max_steps=16"]
+    staged = ["--success=1", "--success_at=12"]
+    output = tmp_path / "rollouts.json"
+    found, printed = run("rollouts.py", output, f"--assets={assets}", *size, *staged)
+    variants = found["variants"]
+    assert list(variants) == ["a_reference", "b_kept", "c_exact", "d_fast", "e_fast_light"]
+    for name, each in variants.items():
+        assert name in printed
+        assert (each["episodes"], each["successes"], each["control_steps"]) == (1, 1, 12)
+        parts = each["ms_per_control_step"]
+        assert all_positive(parts.values()), parts
+        assert all_positive(each["episodes_per_hour"].values())
+        assert all_positive(each["steps_per_second_per_core"].values())
+        assert each["memory_mib"] > 100
+        for base in ("a_reference", "b_kept"):
+            assert all_positive(each["ratio_to"][base].values())
+    for mode in ("exact", "fast"):
+        assert all_positive(found["control_step"][mode].values())
+
+
+@pytest.mark.libero
+def test_scaling_says_what_bounds_it(tmp_path):
+    assets = build_standins(tmp_path)
+    size = ["--scaling=[1]", "--variants=[e_fast_light]", "--episodes=1", "--rounds=1"]
+    output = tmp_path / "scaling.json"
+    found, _ = run("rollouts.py", output, f"--assets={assets}", *size, "--max_steps=16")
+    (each,) = found["scaling"]["e_fast_light"].values()
+    assert (each["episodes"], each["successes"], each["control_steps"]) == (1, 0, 16)
+    assert each["bound"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--episodes=3"], "multiple of the number of workers"),
+        (["--variants=[fastest]"], "no variant 'fastest'"),
+        (["--success=2"], "from 0 to 1"),
+    ],
+)
+def test_wrong_settings_are_refused(arguments, reason):
+    command = [sys.executable, ROOT / "benchmarks" / "rollouts.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert reason in done.stderr.splitlines()[-1]
