@@ -31,10 +31,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from _policy import quickstart_settings
-from _processes import memory_mib, restart_peak
-from _report import spread, table, with_range
 from jsonargparse import auto_cli
+from measuring.policy import quickstart_settings
+from measuring.processes import memory_mib, restart_peak
+from measuring.report import spread, table, with_range
 
 from lightning_ript.advantages import estimate
 from lightning_ript.minibatches import MinibatchSchedule, episode_entries

@@ -36,8 +36,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-# LIBERO's spawned processes import this file: they need `_reference`, and must not load torch.
-import _reference  # noqa: F401
+# LIBERO's spawned processes import this file: they need this module, and must not load torch.
+import measuring.reference  # noqa: F401
 from jsonargparse import auto_cli
 
 from lightning_ript.envs.libero import LiberoSpec
@@ -91,7 +91,7 @@ def main(
     )
     multiprocessing.set_start_method("spawn")
 
-    from _comparison import (
+    from measuring.comparison import (
         choose,
         compare,
         comparison_table,
@@ -101,8 +101,8 @@ def main(
         scale,
         scaling_table,
     )
-    from _plan import plan
-    from _policy import TimedPolicy
+    from measuring.plan import plan
+    from measuring.policy import TimedPolicy
 
     names = choose(variants, bool(scaling))
     policy = TimedPolicy(seed).to(device)

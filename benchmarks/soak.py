@@ -90,7 +90,7 @@ def main(
     with EnvironmentPool(spec, workers) as pool:
         for rollout in run_episodes(RandomPolicy(), pool, stream, max_steps):
             seen[rollout.k] += 1
-            alive = [worker.process for worker in pool._workers if worker is not None]
+            alive = pool.processes
             if seen.total() % max(1, episodes // REPORTS) == 0:
                 sizes = " + ".join(f"{megabytes(process.pid):.0f}" for process in alive)
                 files = len(os.listdir("/proc/self/fd"))

@@ -99,6 +99,11 @@ class EnvironmentPool:
         """The slots an episode can run in."""
         return range(len(self._local) or len(self._workers))
 
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """The workers that run at present, in the order of their slots."""
+        return [worker.process for worker in self._workers if worker is not None]
+
     def reset(self, slot: int, context: Context, record: bool = False) -> None:
         """Asks a slot to start an episode; `wait` returns its first observation."""
         self._request(slot, "reset", context, record)

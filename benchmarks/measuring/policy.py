@@ -12,7 +12,7 @@ import yaml
 from lightning_ript.policies.quest import QueSTPolicy
 from lightning_ript.policies.quest.model import QueSTConfig
 
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart" / "policy.yaml"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart" / "policy.yaml"
 
 
 def quickstart_settings() -> dict[str, Any]:

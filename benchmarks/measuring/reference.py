@@ -17,12 +17,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from _clock import Clock
 
 from lightning_ript.envs.libero import LiberoSpec, graphics
 from lightning_ript.envs.libero.assets import configure_libero, resolve_assets
 from lightning_ript.envs.libero.suites import bddl_path, libero_root
 from lightning_ript.types import Observation, Task
+from measuring.clock import Clock
 
 NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 _KEYS = {

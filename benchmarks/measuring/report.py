@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
-from _processes import cores
+from measuring.processes import cores
 
 Measurement = dict[str, Any]
 """What `Variant.measure` returns for a round."""

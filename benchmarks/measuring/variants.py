@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from _policy import TimedPolicy
-from _processes import processor_seconds, tree_memory_mib
-from _reference import NO_OP, KeptReference, Reference, make_vector, observations
-from _workers import StagedContext, TimedPool
 
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.rollouts import Episode, run_episodes
 from lightning_ript.types import Task
+from measuring.policy import TimedPolicy
+from measuring.processes import processor_seconds, tree_memory_mib
+from measuring.reference import NO_OP, KeptReference, Reference, make_vector, observations
+from measuring.workers import StagedContext, TimedPool
 
 
 @dataclass(frozen=True)
@@ -210,11 +210,11 @@ class Ours(Variant):
     def __init__(self, spec: LiberoSpec, task: Task, workers: int) -> None:
         super().__init__(spec, task, workers)
         self._pool = TimedPool(spec, workers)
-        self.pids = self._pool.pids
 
     def warm_up(self, start: StagedContext) -> None:
-        """Compiles the task in every worker."""
+        """Starts the workers, and compiles the task in each."""
         self._pool.ask("reset", start)
+        self.pids = [process.pid for process in self._pool.processes]
 
     def run(self, policy: TimedPolicy, episodes: Sequence[Episode]) -> list[Outcome]:
         """See `Variant`."""

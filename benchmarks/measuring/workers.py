@@ -7,11 +7,12 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from _clock import Clock
 
+from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.types import ChunkResult, Context, Observation
+from measuring.clock import Clock
 
 SUBSTEPS = 25  # physics steps in a control step
 
@@ -47,6 +48,10 @@ class TimedSpec:
     """Builds a `TimedEnvironment` in a worker; picklable."""
 
     libero: LiberoSpec
+
+    def worker_variables(self, local_rank: int) -> dict[str, str]:
+        """As the environment's."""
+        return self.libero.worker_variables(local_rank)
 
     def make(self) -> TimedEnvironment:
         """Called inside the worker."""
@@ -130,18 +135,20 @@ class TimedPool(EnvironmentPool):
     """A pool of `TimedEnvironment`s."""
 
     def __init__(self, spec: LiberoSpec, num_workers: int) -> None:
-        super().__init__(TimedSpec(spec), num_workers)  # type: ignore[arg-type]  # only `make` is used
+        super().__init__(TimedSpec(spec), num_workers)  # type: ignore[arg-type]
 
     def ask(self, method: str, *arguments: object) -> list:
-        """Calls a method in every slot; returns the answers in the order of the slots."""
+        """Calls a method in every slot; returns the answers in the order of the slots.
+
+        Raises:
+            WorkerError: If a simulator failed.
+        """
         for slot in self.slots:
             self._request(slot, method, *arguments)
         answers: dict[int, object] = {}
         while len(answers) < len(self.slots):
             answers.update(self.wait())
+        for answer in answers.values():
+            if isinstance(answer, WorkerError):
+                raise answer
         return [answers[slot] for slot in self.slots]
-
-    @property
-    def pids(self) -> list[int]:
-        """The simulator processes."""
-        return [process.pid for process in self._processes]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from _workers import StagedContext
 
 from lightning_ript.demos.collect import EXPERT_SUITES, RecorderPool
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.rollouts import Episode
 from lightning_ript.types import Context, Task
+from measuring.workers import StagedContext
 
 
 def plan(

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from _policy import TimedPolicy
-from _processes import cores
-from _report import bound, ratios, summarize, table, with_range
-from _variants import KeptWay, Ours, ReferenceWay, Variant
-from _workers import TimedPool
 
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.rollouts import Episode
 from lightning_ript.types import Context, Task
+from measuring.policy import TimedPolicy
+from measuring.processes import cores
+from measuring.report import bound, ratios, summarize, table, with_range
+from measuring.variants import KeptWay, Ours, ReferenceWay, Variant
+from measuring.workers import TimedPool
 
 Make = Callable[[LiberoSpec, Task, int], Variant]
 VARIANTS: dict[str, Make] = {

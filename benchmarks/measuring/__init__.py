@@ -1,0 +1,1 @@
+"""What the benchmarks share: the ways that are compared, their clocks, and their reports."""
