@@ -81,6 +81,11 @@ class RolloutDataModule(L.LightningDataModule):
                 f"groups_per_iteration is {groups_per_iteration} and stop_fraction "
                 f"{stop_fraction}: set the first to 1 or more and the second within (0, 1]."
             )
+        if num_workers < 0 or not hang_seconds > 0:
+            raise ValueError(
+                f"num_workers is {num_workers} and hang_seconds {hang_seconds}: set the first to 0 "
+                "or more and the second to more than 0."
+            )
         self.environment = environment
         self.contexts = contexts or SampledContexts()
         self.rollouts_per_context = rollouts_per_context

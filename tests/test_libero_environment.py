@@ -77,6 +77,22 @@ def test_backend_follows_the_hardware(monkeypatch, tmp_path):
     assert graphics.choose_backend() == "osmesa"
 
 
+def test_ranks_draw_on_their_own_gpu(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(graphics, "Path", lambda _: tmp_path)
+    spec = LiberoSpec("libero_object")
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert spec.worker_variables(1) == {}
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert spec.worker_variables(1) == {}  # in software: there is no device
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (tmp_path / name).touch()
+    chosen = [spec.worker_variables(rank)["MUJOCO_EGL_DEVICE_ID"] for rank in range(3)]
+    assert chosen == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert spec.worker_variables(1) == {"MUJOCO_EGL_DEVICE_ID": "5"}
+
+
 def test_spec_is_picklable_and_counts_the_benchmark_states():
     spec = LiberoSpec("libero_goal", [3])
     assert pickle.loads(pickle.dumps(spec)) == spec

@@ -184,6 +184,8 @@ def test_a_finished_run_does_not_start_again(tmp_path):
         {"groups_per_iteration": 0},
         {"stop_fraction": 0.0},
         {"stop_fraction": 1.5},
+        {"num_workers": -1},
+        {"hang_seconds": 0.0},
         {"groups_per_iteration": 8, "max_contexts": 7},
     ],
 )
