@@ -23,8 +23,9 @@ class EvaluationReport(Callback):
     """After each evaluation, shows its table and writes `<run_dir>/evaluation/<name>.json`.
 
     The run directory is `trainer.default_root_dir`. The JSON also tells what was evaluated:
-    checkpoint, seed, environment (with LIBERO, where the assets came from and whether they are the
-    project's stand-ins) and the versions of the packages that numbers depend on.
+    checkpoint, seed, whether actions were sampled, environment (with LIBERO, where the assets came
+    from and whether they are the project's stand-ins) and the versions of the packages that numbers
+    depend on.
 
     Args:
         name: Name of an evaluation by `validate`; by default that of the checkpoint, or `validate`
@@ -94,6 +95,7 @@ def _metadata(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "epoch": trainer.current_epoch if fitting else None,
         "seed": None if seed is None else int(seed),
         "datamodule_seed": getattr(_datamodule(trainer), "seed", None),
+        "sampled_actions": getattr(_datamodule(trainer), "eval_sampling", None),
         "environment": _environment(trainer),
         "versions": {package: _version(package) for package in _PACKAGES},
     }

@@ -47,6 +47,7 @@ class Episodes(L.LightningDataModule):
 
     seed = 5
     environment = SimpleNamespace()
+    eval_sampling = False
 
     def __init__(self, frames: int = 0) -> None:
         super().__init__()
@@ -113,6 +114,7 @@ def test_evaluation_report_shows_and_writes(tmp_path, caplog):
     assert result.table() in caplog.text
     metadata = result.metadata
     assert metadata["datamodule_seed"] == 5
+    assert metadata["sampled_actions"] is False
     assert metadata["versions"]["torch"] == torch.__version__
     assert metadata["checkpoint"] is None
     assert metadata["environment"] == {"class": "SimpleNamespace"}
