@@ -86,6 +86,11 @@ class RolloutDataModule(L.LightningDataModule):
                 f"num_workers is {num_workers} and hang_seconds {hang_seconds}: set the first to 0 "
                 "or more and the second to more than 0."
             )
+        if eval_states_per_task is not None and eval_states_per_task < 1:
+            raise ValueError(
+                f"eval_states_per_task is {eval_states_per_task}: set it to 1 or more, or leave it "
+                "out for all test states."
+            )
         self.environment = environment
         self.contexts = contexts or SampledContexts()
         self.rollouts_per_context = rollouts_per_context
@@ -131,6 +136,12 @@ class RolloutDataModule(L.LightningDataModule):
                 "trainer.reload_dataloaders_every_n_epochs to 1."
             )
         self.environment.check()
+        tasks = len(self.environment.tasks())
+        if (self.eval_states_per_task or self.trainer.world_size) * tasks < self.trainer.world_size:
+            raise ValueError(
+                f"{self.eval_states_per_task} test states of {tasks} tasks are fewer than the "
+                f"{self.trainer.world_size} processes that evaluate: raise eval_states_per_task."
+            )
         if stage == "fit":
             self.contexts.check(self.environment)
             self._iteration = -1

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,6 +187,7 @@ def test_a_finished_run_does_not_start_again(tmp_path):
         {"stop_fraction": 1.5},
         {"num_workers": -1},
         {"hang_seconds": 0.0},
+        {"eval_states_per_task": 0},
         {"groups_per_iteration": 8, "max_contexts": 7},
     ],
 )
@@ -193,6 +195,13 @@ def test_the_data_module_refuses(settings):
     (name, _), *_ = settings.items()
     with pytest.raises(ValueError, match="max_contexts" if len(settings) > 1 else name):
         RolloutDataModule(ToySpec(), **settings)
+
+
+def test_every_process_needs_an_episode_to_evaluate():
+    data = RolloutDataModule(ToySpec(num_tasks=2), eval_states_per_task=1)
+    data.trainer = SimpleNamespace(world_size=3, reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(ValueError, match="2 tasks are fewer than the 3 processes"):
+        data.setup("fit")
 
 
 @pytest.mark.parametrize(
