@@ -7,17 +7,18 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from lightning_ript.envs.libero.culling import Culling, View, casts_shadows
 from lightning_ript.envs.libero.decimation import decimated_meshes
 from lightning_ript.envs.libero.graphics import CAMERAS, Render
 
 _HIDDEN_GROUP = mujoco.mjNGROUP - 1  # not drawn by default, and used by nothing in LIBERO
+_REFLECTION = mujoco.mjtRndFlag.mjRND_REFLECTION
 
 
 class Cameras:
     """Draws a simulation's cameras at one size.
 
-    In software the time goes into the meshes' triangles, most of which lie outside the picture. So
-    geometry outside a camera's pyramid of view is not handed to OpenGL, which changes no pixel.
+    What a camera cannot see is not handed to OpenGL, which changes no pixel; see `culling`.
 
     Args:
         sim: robosuite's simulation, with its off-screen context.
@@ -35,7 +36,7 @@ class Cameras:
         context.gl_ctx.make_current()
         if render == "light":
             context.scn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            context.scn.flags[_REFLECTION] = 0
             quality = model.vis.quality
             quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
             with decimated_meshes(model, size):  # the context copies the triangles when it is built
@@ -43,21 +44,39 @@ class Cameras:
         else:
             self._resize()
         self._group = model.geom_group.copy()
-        self._radius = _bounding_radius(model)
-        # What is out of view may still be reflected or throw a shadow into it.
-        self._cull = render == "light" or not (_has_mirror(model) or _casts_shadows(model))
+        light = render == "light"
+        self._culling = (
+            Culling(model, context.vopt.geomgroup, reflections=not light)
+            if light or not casts_shadows(model)
+            else None
+        )
 
     def draw(self, key: str) -> np.ndarray:
         """The image (H, W, 3) uint8 as OpenGL gives it: the first row is the bottom one."""
         self._context.gl_ctx.make_current()  # another task's may be
         camera = CAMERAS[key]
-        if not self._cull:
-            return self._sim.render(self._size, self._size, camera_name=camera)
-        self._model.geom_group[~self._in_view(camera)] = _HIDDEN_GROUP
+        if self._culling is None:
+            return self._render(camera)
+        flags = self._context.scn.flags
+        index = self._sim.model.camera_name2id(camera)
+        first, *others = self._culling.views(self._data, index, self._size)
+        before = flags[_REFLECTION]
         try:
-            return self._sim.render(self._size, self._size, camera_name=camera)
+            picture = self._draw_view(camera, first)
+            for view in others:
+                picture[view.pixels] = self._draw_view(camera, view)[view.pixels]
         finally:
             self._model.geom_group[:] = self._group
+            flags[_REFLECTION] = before
+        return picture
+
+    def _draw_view(self, camera: str, view: View) -> np.ndarray:
+        self._model.geom_group[:] = np.where(view.visible, self._group, _HIDDEN_GROUP)
+        self._context.scn.flags[_REFLECTION] = view.reflections
+        return self._render(camera)
+
+    def _render(self, camera: str) -> np.ndarray:
+        return self._sim.render(self._size, self._size, camera_name=camera)
 
     def close(self) -> None:
         """Frees the GL context now: later, its numbers would free another task's objects."""
@@ -67,33 +86,3 @@ class Cameras:
 
     def _resize(self) -> None:
         self._context.update_offscreen_size(self._size, self._size)
-
-    def _in_view(self, camera: str) -> np.ndarray:
-        """Whether a geom's bounding sphere touches the camera's pyramid of view, (ngeom,) bool."""
-        index = self._sim.model.camera_name2id(camera)
-        rotation = self._data.cam_xmat[index].reshape(3, 3)
-        right, up, back = ((self._data.geom_xpos - self._data.cam_xpos[index]) @ rotation).T
-        half = np.radians(self._model.cam_fovy[index]) / 2
-        inward, sideward = -back * np.sin(half), np.cos(half)
-        outside = np.maximum(np.abs(right), np.abs(up)) * sideward - inward
-        return (outside <= self._radius) & (-back >= -self._radius)
-
-
-def _bounding_radius(model: mujoco.MjModel) -> np.ndarray:
-    """Radius (m) of each geom's bounding sphere, (ngeom,); infinite planes have an infinite one."""
-    radius = model.geom_rbound.copy()
-    plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
-    finite = plane & (model.geom_size[:, :2] > 0).all(axis=1)
-    radius[plane] = np.inf
-    radius[finite] = np.linalg.norm(model.geom_size[finite, :2], axis=1)
-    return radius
-
-
-def _has_mirror(model: mujoco.MjModel) -> bool:
-    flat = np.isin(model.geom_type, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
-    material = model.geom_matid[flat]
-    return bool((model.mat_reflectance[material[material >= 0]] > 0).any())
-
-
-def _casts_shadows(model: mujoco.MjModel) -> bool:
-    return bool((model.light_castshadow.astype(bool) & model.light_active.astype(bool)).any())
