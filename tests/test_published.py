@@ -1,0 +1,169 @@
+"""What the commands of the published experiments come to: the reference's numbers."""
+
+import pytest
+import yaml
+
+from lightning_ript.cli import main
+
+SUITES = {
+    "libero_90": "90",
+    "libero_goal": "GOAL",
+    "libero_10": "LONG",
+    "libero_object": "OBJECT",
+    "libero_spatial": "SPATIAL",
+}
+MODEL = {
+    "policy.executed_actions": 8,
+    "policy.sizes.block_size": 32,
+    "policy.sizes.downsample_factor": 4,
+    "policy.sizes.fsq_levels": [8, 5, 5, 5],
+    "policy.sizes.autoencoder_dim": 256,
+    "policy.sizes.encoder_layers": 2,
+    "policy.sizes.decoder_layers": 4,
+    "policy.sizes.autoencoder_heads": 4,
+    "policy.sizes.embed_dim": 384,
+    "policy.sizes.prior_layers": 6,
+    "policy.sizes.prior_heads": 6,
+    "policy.sizes.image_size": 128,
+    "policy.sizes.image_embed_dim": 256,
+    "policy.sizes.lowdim_embed_dim": 128,
+}
+ACTING = {
+    "policy.top_k": 5,
+    "policy.temperature": 1.0,
+    "policy.score": "full",
+    "policy.language": "clip",
+}
+AUTOENCODER = {
+    "model": MODEL | {"lr": 1e-4, "min_lr": 1e-5, "weight_decay": 1e-4},
+    "data": {"batch_size": 256, "block_size": 32, "only_actions": True},
+    "trainer": {"max_epochs": 100},
+}
+SFT = {
+    "model": MODEL | ACTING | {"lr": 1e-4, "min_lr": 1e-5, "color_jitter": 0.3, "translation": 4},
+    "data": {"batch_size": 128, "block_size": 32},
+    "trainer": {"max_epochs": 20},
+}
+RIPT = {
+    "model": MODEL
+    | ACTING
+    | {
+        "advantage": "leave_one_out",
+        "passes": 20,
+        "episodes_per_minibatch": 6,
+        "aggregation": "token",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "kl_coefficient": 0.0,
+        "max_grad_norm": 1.0,
+        "optimizer.class_path": "torch.optim.AdamW",
+        "optimizer.lr": 1e-6,
+        "optimizer.betas": [0.9, 0.999],
+        "optimizer.weight_decay": 1e-4,
+        "scheduler.class_path": "torch.optim.lr_scheduler.CosineAnnealingLR",
+    },
+    "data": {
+        "rollouts_per_context": 8,
+        "groups_per_iteration": 180,
+        "stop_fraction": 0.8,
+        "dynamic_sampling": True,
+        "eval_sampling": True,
+        "environment.max_steps": 600,
+        "environment.image_size": 128,
+        "environment.task_subset": None,
+        "environment.render": "full",
+    },
+    "trainer": {"reload_dataloaders_every_n_epochs": 1},
+}
+SMALL_SUITES = {
+    "model": {"scheduler.T_max": 20, "scheduler.eta_min": 9e-7},
+    "trainer": {"max_epochs": 30, "check_val_every_n_epoch": 1},
+}
+LIBERO_90 = {
+    "model": {"scheduler.T_max": 6, "scheduler.eta_min": 1e-8},
+    "trainer": {"max_epochs": 15, "check_val_every_n_epoch": 3},
+}
+
+
+def resolved(capsys, *names, more=()):
+    """The whole configuration that a command comes to."""
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *(f"--config=configs/quest/{name}.yaml" for name in names), *more,
+              "--print_config"])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert caught.value.code == 0, err
+    return yaml.safe_load(out)
+
+
+def value(section, name):
+    """Looks `a.b` up, with or without the `init_args` between."""
+    for part in name.split("."):
+        section = section[part] if part in section else section["init_args"][part]
+    return section
+
+
+def check(config, *expected):
+    for section, numbers in ((s, n) for table in expected for s, n in table.items()):
+        for name, number in numbers.items():
+            assert value(config[section], name) == number, f"{section}.{name}"
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_stages_of_a_suite(suite, capsys):
+    """Each stage takes the same suite and goes on from the stage before."""
+    autoencoder = resolved(capsys, "autoencoder", f"{suite}/autoencoder")
+    check(autoencoder, AUTOENCODER, {"data": {"files": [f"datasets/{suite}"]}})
+    sft = resolved(capsys, "sft", f"{suite}/sft")
+    check(sft, SFT, {"data": {"files": [f"datasets/{suite}"]}})
+    last = f"{autoencoder['run_dir']}/checkpoints/last.ckpt"
+    assert value(sft["model"], "policy.checkpoint") == last
+    ript = resolved(capsys, "ript", f"{suite}/ript")
+    check(ript, RIPT, LIBERO_90 if suite == "libero_90" else SMALL_SUITES)
+    where = {"environment.suite": suite, "contexts.files": [f"datasets/{suite}"]}
+    published = f"hf://tanshh97/RIPT_VLA/quest/LIBERO_{SUITES[suite]}_sft.pth"
+    check(ript, {"data": where, "model": {"policy.checkpoint": published}})
+    assert len({config["run_dir"] for config in (autoencoder, sft, ript)}) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 10])
+def test_few_demonstrations(count, capsys):
+    suite = "libero_10"
+    few = [f"--data.init_args.demonstrations_per_file={count}"]
+    sft = resolved(capsys, "sft", f"{suite}/sft", "few_shot/sft", more=few)
+    files = {"files": [f"datasets/{suite}"], "demonstrations_per_file": count}
+    check(sft, SFT, {"data": files | {"validation_fraction": 0}})
+    few = [f"--data.init_args.contexts.per_task={count}"]
+    ript = resolved(capsys, "ript", f"{suite}/ript", "few_shot/ript", more=few)
+    contexts = {"contexts.per_task": count, "contexts.files": [f"datasets/{suite}"]}
+    start = {"policy.checkpoint": f"{sft['run_dir']}/checkpoints/last.ckpt"}
+    check(ript, RIPT, SMALL_SUITES, {"data": contexts, "model": start})
+
+
+@pytest.mark.parametrize("kind", ["cross_scenario", "cross_goal"])
+def test_transfer(kind, capsys):
+    """The source's autoencoder and SFT, SFT on one demonstration of the target, RIPT there."""
+    source = resolved(capsys, "sft", "transfer/source_sft")
+    check(source, SFT)
+    check(resolved(capsys, "autoencoder", "transfer/source_autoencoder"), AUTOENCODER)
+    sft = resolved(capsys, "sft", f"transfer/{kind}_sft")
+    start = {"policy.checkpoint": f"{source['run_dir']}/checkpoints/last.ckpt"}
+    check(sft, SFT, {"model": start, "data": {"demonstrations_per_file": 1}})
+    ript = resolved(capsys, "ript", f"transfer/{kind}_ript")
+    start = {"policy.checkpoint": f"{sft['run_dir']}/checkpoints/last.ckpt"}
+    check(ript, RIPT, SMALL_SUITES, {"model": start, "data": {"contexts.per_task": 1}})
+    (task,) = value(ript["data"], "environment.task_subset")
+    (learned,) = value(source["data"], "files")
+    (shown,) = value(sft["data"], "files")
+    assert shown == f"datasets/libero_90/{task}_demo.hdf5" != learned
+    assert value(ript["data"], "contexts.files") == [shown]
+    scenes, goals = zip(*(_scene_and_goal(file) for file in (learned, shown)), strict=True)
+    assert (scenes[0] == scenes[1]) == (kind == "cross_goal")
+    assert (goals[0] == goals[1]) == (kind == "cross_scenario")
+
+
+def _scene_and_goal(file):
+    from lightning_ript.envs.libero.suites import find_tasks
+
+    name = file.split("/")[-1].removesuffix("_demo.hdf5")
+    (task,) = find_tasks("libero_90", [name])
+    return name.removesuffix(task.language.replace(" ", "_")), task.language

@@ -1,0 +1,56 @@
+"""The job script: what it starts, and what it does when its time is over."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "configs/slurm.sbatch"
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """SLURM's variables, and programs of its names that note what they are told."""
+    for name, then in (("srun", 'eval "$SRUN_DOES"'), ("scontrol", "true")):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/bash\necho "{name} $*" >> {tmp_path}/said\n{then}\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    monkeypatch.setenv("SRUN_DOES", "true")
+    return tmp_path / "said"
+
+
+def test_every_gpu_gets_a_process(cluster):
+    subprocess.run(["bash", SCRIPT, "fit", "--config", "a.yaml"], check=True, timeout=30)
+    assert cluster.read_text() == (
+        "srun lightning-ript fit --config a.yaml --trainer.accelerator gpu --trainer.devices 4 "
+        "--trainer.num_nodes 2 --trainer.strategy ddp\n"
+    )
+
+
+def test_other_commands_get_no_trainer(cluster):
+    subprocess.run(["bash", SCRIPT, "collect-demos"], check=True, timeout=30)
+    assert cluster.read_text() == "srun lightning-ript collect-demos\n"
+
+
+def test_a_failed_run_fails_the_job(cluster, monkeypatch):
+    monkeypatch.setenv("SRUN_DOES", "exit 3")
+    assert subprocess.run(["bash", SCRIPT, "fit"], timeout=30).returncode == 3
+
+
+def test_a_job_out_of_time_is_queued_again(cluster, monkeypatch):
+    monkeypatch.setenv("SRUN_DOES", "sleep 2")
+    job = subprocess.Popen(["bash", SCRIPT, "fit"], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not cluster.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    out, _ = job.communicate(timeout=30)
+    assert "scontrol requeue 42\n" in cluster.read_text()
+    assert "queueing again" in out
