@@ -180,9 +180,32 @@ def _report(arguments: list[str]) -> None:
     auto_cli(report, args=arguments, prog="lightning-ript report", parser_class=CommandParser)
 
 
+def _sweep(arguments: list[str]) -> None:
+    from lightning_ript.sweep import SweepCLI
+
+    # The command line is read by a parser of `validate`.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
+    # Checkpoints of other runs bring the states of their callbacks, which do not matter here.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    run_lightning(SweepCLI, ["validate", *arguments], "cell")
+
+
+def _compare(arguments: list[str]) -> None:
+    from lightning_ript.compare import compare
+
+    parser = CommandParser(prog="lightning-ript compare", description="Compares finished runs.")
+    parser.add_argument("runs", nargs="+", type=str, help="a line each, see docs/evaluation.md")
+    parser.add_argument("--out", required=True, type=str, help="folder of the tables and the plot")
+    settings = parser.parse_args(arguments)
+    compare(settings.runs, settings.out)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "collect-demos": (_collect_demos, "run the scripted expert and write LIBERO HDF5 files"),
     "report": (_report, "summarize a run: success before and after, curve, videos"),
+    "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
+    "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
 }
 
 
