@@ -1,8 +1,17 @@
 """Callbacks: they watch a run and write what a person wants to see of it."""
 
+from lightning_ript.callbacks.best_checkpoint import BestCheckpoint
 from lightning_ript.callbacks.evaluation_report import EvaluationReport
+from lightning_ript.callbacks.evaluation_sweep import EvaluationSweep
 from lightning_ript.callbacks.rollout_statistics import RolloutStatistics
 from lightning_ript.callbacks.rollout_video import RolloutVideo
 from lightning_ript.callbacks.run_report import RunReport
 
-__all__ = ["EvaluationReport", "RolloutStatistics", "RolloutVideo", "RunReport"]
+__all__ = [
+    "BestCheckpoint",
+    "EvaluationReport",
+    "EvaluationSweep",
+    "RolloutStatistics",
+    "RolloutVideo",
+    "RunReport",
+]

@@ -96,7 +96,7 @@ def _metadata(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "seed": None if seed is None else int(seed),
         "datamodule_seed": getattr(_datamodule(trainer), "seed", None),
         "sampled_actions": getattr(_datamodule(trainer), "eval_sampling", None),
-        "environment": _environment(trainer),
+        "environment": describe_environment(getattr(_datamodule(trainer), "environment", None)),
         "versions": {package: _version(package) for package in _PACKAGES},
     }
 
@@ -106,8 +106,12 @@ def _datamodule(trainer: L.Trainer) -> L.LightningDataModule | None:
     return getattr(trainer, "datamodule", None)
 
 
-def _environment(trainer: L.Trainer) -> dict[str, Any]:
-    spec = getattr(_datamodule(trainer), "environment", None)
+def describe_environment(spec: Any) -> dict[str, Any]:
+    """An environment's settings in JSON's types, with LIBERO also where its assets come from.
+
+    Args:
+        spec: The `EnvironmentSpec`; None describes nothing.
+    """
     if spec is None:
         return {}
     described: dict[str, Any] = {"class": type(spec).__name__}

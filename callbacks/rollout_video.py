@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import imageio_ffmpeg
 import lightning as L
 import numpy as np
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ript.callbacks.evaluation_report import evaluation_name
@@ -24,29 +26,45 @@ _FAILURE = (215, 50, 45)
 class RolloutVideo(Callback):
     """Writes `<run_dir>/videos/<evaluation>/<task>-<context>-<success|failure>.mp4`.
 
-    Every evaluation rollout that carries frames is written, by the rank that ran it. A green
-    border means success, a red one failure.
+    Every evaluation rollout that carries frames (`data.eval_videos`) is written, by the rank that
+    ran it. A green border means success, a red one failure.
 
     Args:
         name: Name of an evaluation by `validate`, as in `EvaluationReport`.
+        per_task: Videos of a task to keep, failures before successes and early test states before
+            late ones; by default all. Failures are found among what is recorded: record more
+            episodes than are kept.
         height: Frames are enlarged by the smallest whole factor that makes them this high, so that
             the small images policies see can be looked at.
         fps: Frames per second; LIBERO's control rate (20 Hz) plays episodes in real time.
         flip: Whether frames come upside down, as LIBERO's do, and must be turned.
 
     Raises:
-        ValueError: If height or fps are not positive.
+        ValueError: If height, fps or per_task are not positive.
     """
 
     def __init__(
-        self, name: str | None = None, height: int = 384, fps: int = 20, flip: bool = True
+        self,
+        name: str | None = None,
+        per_task: int | None = None,
+        height: int = 384,
+        fps: int = 20,
+        flip: bool = True,
     ) -> None:
         if height < 1 or fps < 1:
             raise ValueError(f"height and fps must be positive, got {height} and {fps}.")
+        if per_task is not None and per_task < 1:
+            raise ValueError(f"per_task is {per_task}: set it to 1 or more, or leave it out.")
         self.name = name
+        self.per_task = per_task
         self.height = height
         self.fps = fps
         self.flip = flip
+        self._written: list[Video] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets the evaluation before."""
+        self._written = []
 
     def on_validation_batch_end(
         self,
@@ -64,10 +82,45 @@ class RolloutVideo(Callback):
         stem = f"{_file_name(batch.context.task.name)}-{batch.context.index:03d}"
         outcome, colour = ("success", _SUCCESS) if batch.success else ("failure", _FAILURE)
         frames = [prepare_frame(frame, self.height, colour, self.flip) for frame in batch.frames]
-        write_video(folder / f"{stem}-{outcome}.mp4", frames, self.fps)
+        path = folder / f"{stem}-{outcome}.mp4"
+        write_video(path, frames, self.fps)
+        task, state = batch.context.task.name, batch.context.index
+        self._written.append(Video(task, batch.success, state, str(path)))
         # An evaluation repeated under the same name may have ended the other way before.
         other = "failure" if batch.success else "success"
         (folder / f"{stem}-{other}.mp4").unlink(missing_ok=True)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps so many videos per task, whichever ranks have written them."""
+        if self.per_task is None:
+            return
+        everyone = [self._written]
+        if trainer.world_size > 1:
+            everyone = [[] for _ in range(trainer.world_size)]
+            dist.all_gather_object(everyone, self._written)
+        if trainer.is_global_zero:
+            for video in surplus([video for part in everyone for video in part], self.per_task):
+                Path(video.path).unlink(missing_ok=True)
+
+
+class Video(NamedTuple):
+    """A video of this evaluation; sorted, failures and early test states come first."""
+
+    task: str
+    success: bool
+    state: int
+    path: str
+
+
+def surplus(videos: Sequence[Video], per_task: int) -> list[Video]:
+    """The videos beyond the first `per_task` of each task: failures first, then early states."""
+    seen: Counter[str] = Counter()
+    beyond = []
+    for video in sorted(videos):
+        seen[video.task] += 1
+        if seen[video.task] > per_task:
+            beyond.append(video)
+    return beyond
 
 
 def prepare_frame(

@@ -9,13 +9,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lightning_ript.callbacks.evaluation_report import success_metric
 from lightning_ript.callbacks.fresh_metrics import FreshMetrics
 from lightning_ript.evaluation import EvaluationResult
+from lightning_ript.figures import draw_band, new_figure, rates_over_iterations
 from lightning_ript.files import replacing
 from lightning_ript.run_directory import evaluation_path, history_path, learning_curve_path
 
@@ -118,8 +117,7 @@ def draw_learning_curve(
     Returns:
         The figure, to be saved.
     """
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     rollouts = [
         (entry["iteration"] - 1, entry["metrics"]["rollout/success_rate"])
@@ -139,9 +137,7 @@ def draw_learning_curve(
     if evaluations:
         x, results = zip(*evaluations, strict=True)
         low, high = zip(*(result.interval() for result in results), strict=True)
-        axes.fill_between(x, low, high, color="tab:blue", alpha=0.2, linewidth=0)
-        # A band of one point has no width.
-        axes.vlines(x, low, high, color="tab:blue", alpha=0.4, linewidth=1.5)
+        draw_band(axes, x, low, high, "tab:blue")
         episodes = results[-1].overall.episodes
         axes.plot(
             x,
@@ -153,13 +149,8 @@ def draw_learning_curve(
         tasks = results[-1].tasks
         axes.set_title(tasks[0].language if len(tasks) == 1 else f"{len(tasks)} tasks", pad=10)
     last = history[-1]["iteration"] if history else 1
-    axes.set_xlim(-0.03 * last, 1.03 * last)
-    axes.set_ylim(-0.02, 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.0%}")
-    axes.set_xlabel("iterations of learning")
+    rates_over_iterations(axes, last)
     axes.set_ylabel("success rate")
-    axes.grid(alpha=0.3)
     if rollouts or evaluations:
         axes.legend(loc="lower right")
     seconds = {0: 0.0} | {entry["iteration"]: entry["seconds"] for entry in history}

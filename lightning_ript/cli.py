@@ -58,20 +58,19 @@ class RIPTCLI(LightningCLI):
         last = Path(settings.run_dir, _CHECKPOINTS, "last.ckpt")
         if self.config.subcommand == "fit" and settings.ckpt_path is None and last.exists():
             settings.ckpt_path = str(last)
-        path = settings.ckpt_path
-        if path is None or path in ("best", "last"):
-            return
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"--ckpt_path names {path}, which does not exist.")
-        if not is_zipfile(path):  # as everything that torch.save has written since 2020
-            raise ValueError(f"{path} is damaged or no checkpoint: delete it or name another.")
+        if settings.ckpt_path not in (None, "best", "last"):
+            check_checkpoint(settings.ckpt_path, "--ckpt_path")
 
     @property
     def _settings(self) -> Any:
         return self.config[self.subcommand]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Adds what every run has: a CSV logger if no other is named, and `last.ckpt`."""
+        """Adds what every run has: a CSV logger if no other is named, `last.ckpt`, `best.ckpt`.
+
+        RIPT's best checkpoint is the one with the highest success rate, a supervised stage's the
+        one with the lowest validation loss. A config that names a ModelCheckpoint gets that alone.
+        """
         run_dir = self._settings.run_dir
         settings = self.config_init[self.subcommand].trainer
         if settings.logger in (None, True):
@@ -85,8 +84,19 @@ class RIPTCLI(LightningCLI):
                 every_n_epochs=1,
                 save_on_train_epoch_end=True,
             )
-            settings.callbacks = [*callbacks, last]
+            settings.callbacks = [*callbacks, *self._best(last.dirpath), last]
         return super().instantiate_trainer(**kwargs)
+
+    def _best(self, folder: Any) -> list[ModelCheckpoint]:
+        from lightning_ript.callbacks import BestCheckpoint
+        from lightning_ript.demos.supervised import DemonstrationTraining
+        from lightning_ript.module import RIPTLightningModule
+
+        if isinstance(self.model, RIPTLightningModule):
+            return [BestCheckpoint(folder, "val/success_rate", "max")]
+        if isinstance(self.model, DemonstrationTraining):
+            return [BestCheckpoint(folder, "val/loss", "min")]
+        return []
 
     def before_fit(self) -> None:
         """Says which checkpoint is resumed."""
@@ -94,17 +104,51 @@ class RIPTCLI(LightningCLI):
             logging.getLogger(__name__).info("Resuming %s", self._settings.ckpt_path)
 
     def before_validate(self) -> None:
-        """Loads an official checkpoint into the policy, which Lightning could not read."""
-        path = self.config_init[self.subcommand]["ckpt_path"]
-        if path is not None and path not in ("best", "last") and is_official(path):
-            load_official(self.model.policy.model, path)
-            self.model.policy.checkpoint = path
-            self.config_init[self.subcommand]["ckpt_path"] = None
+        """Loads an official checkpoint, which Lightning could not read."""
+        settings = self.config_init[self.subcommand]
+        if settings["ckpt_path"] not in (None, "best", "last"):
+            settings["ckpt_path"] = self.load_official(settings["ckpt_path"])
+
+    def load_official(self, path: str) -> str | None:
+        """Loads an official checkpoint into the policy.
+
+        Returns:
+            The path of any other checkpoint, for Lightning to load; None once it is done.
+        """
+        if not is_official(path):
+            return path
+        load_official(self.model.policy.model, path)
+        self.model.policy.checkpoint = path
+        return None
 
 
-def _fit(arguments: list[str]) -> None:
+def check_checkpoint(path: str, setting: str) -> None:
+    """Refuses a file that cannot be a checkpoint.
+
+    Args:
+        path: The file.
+        setting: The setting that names it.
+
+    Raises:
+        FileNotFoundError: If there is no file of that name.
+        ValueError: If it is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{setting} names {path}, which does not exist.")
+    if not is_zipfile(path):  # as everything that torch.save has written since 2020
+        raise ValueError(f"{path} is damaged or no checkpoint: delete it or name another.")
+
+
+def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch") -> None:
+    """Parses the arguments and does what they say.
+
+    Args:
+        cli: What the command line can do.
+        arguments: What was typed.
+        unit: What a second start of an interrupted command goes on from.
+    """
     try:
-        RIPTCLI(
+        cli(
             L.LightningModule,
             L.LightningDataModule,
             subclass_mode_model=True,
@@ -116,7 +160,7 @@ def _fit(arguments: list[str]) -> None:
             args=None if arguments == sys.argv[1:] else arguments,
         )
     except SIGTERMException:
-        sys.exit("Stopped by SIGTERM; the same command goes on from the last finished epoch.")
+        sys.exit(f"Stopped by SIGTERM; the same command goes on from the last finished {unit}.")
 
 
 def _collect_demos(arguments: list[str]) -> None:
@@ -136,9 +180,32 @@ def _report(arguments: list[str]) -> None:
     auto_cli(report, args=arguments, prog="lightning-ript report", parser_class=CommandParser)
 
 
+def _sweep(arguments: list[str]) -> None:
+    from lightning_ript.sweep import SweepCLI
+
+    # The command line is read by a parser of `validate`.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
+    # Checkpoints of other runs bring the states of their callbacks, which do not matter here.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    run_lightning(SweepCLI, ["validate", *arguments], "cell")
+
+
+def _compare(arguments: list[str]) -> None:
+    from lightning_ript.compare import compare
+
+    parser = CommandParser(prog="lightning-ript compare", description="Compares finished runs.")
+    parser.add_argument("runs", nargs="+", type=str, help="a line each, see docs/evaluation.md")
+    parser.add_argument("--out", required=True, type=str, help="folder of the tables and the plot")
+    settings = parser.parse_args(arguments)
+    compare(settings.runs, settings.out)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "collect-demos": (_collect_demos, "run the scripted expert and write LIBERO HDF5 files"),
     "report": (_report, "summarize a run: success before and after, curve, videos"),
+    "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
+    "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
 }
 
 
@@ -163,4 +230,4 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.write("  fit, validate  train or evaluate; LightningCLI's, see fit --help\n")
         return
     with one_sentence_errors():
-        _fit(arguments)
+        run_lightning(RIPTCLI, arguments)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
@@ -20,15 +19,18 @@ from lightning_ript.context_queue import ContextQueue, make_queue
 from lightning_ript.contexts import ContextSource, SampledContexts
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.evaluation_rollouts import (
+    EvaluationEpisodes,
+    Start,
+    evaluation_starts,
+    run_evaluation,
+)
 from lightning_ript.minibatches import EpisodeEntry, MinibatchSchedule, episode_entries
 from lightning_ript.module import RIPTLightningModule
-from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.rollouts import Collection, Episode, collect_groups, run_episodes
-from lightning_ript.types import Context, Minibatch, Rollout
+from lightning_ript.rollouts import Collection, acting, collect_groups
+from lightning_ript.types import Minibatch, Rollout
 
 log = logging.getLogger(__name__)
-
-_EVALUATION = 2**32 - 1  # Stands where training seeds have the iteration.
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -47,7 +49,9 @@ class RolloutDataModule(L.LightningDataModule):
         hang_seconds: A simulator that does not answer for so long is replaced.
         eval_states_per_task: Test states per task to evaluate on, all by default.
         eval_sampling: Evaluate with sampled actions (QueST) or the most likely ones (OpenVLA-OFT).
-        eval_videos: Of this many test episodes per task frames are kept, for `RolloutVideo`.
+        eval_videos: Of this many test episodes per task frames are kept, for `RolloutVideo`; or by
+            task name, e.g. `{pick_up_the_milk_and_place_it_in_the_basket: 5}`, and none of others.
+            Drawing a frame in every control step makes these episodes much slower.
         seed: Seed of contexts, action noise and shuffling.
 
     Raises:
@@ -67,7 +71,7 @@ class RolloutDataModule(L.LightningDataModule):
         hang_seconds: float = 600.0,
         eval_states_per_task: int | None = None,
         eval_sampling: bool = True,
-        eval_videos: int = 0,
+        eval_videos: int | dict[str, int] = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -91,6 +95,9 @@ class RolloutDataModule(L.LightningDataModule):
                 f"eval_states_per_task is {eval_states_per_task}: set it to 1 or more, or leave it "
                 "out for all test states."
             )
+        recorded = eval_videos.values() if isinstance(eval_videos, dict) else [eval_videos]
+        if min(recorded, default=0) < 0:
+            raise ValueError(f"eval_videos is {eval_videos}: set it to 0 episodes or more.")
         self.environment = environment
         self.contexts = contexts or SampledContexts()
         self.rollouts_per_context = rollouts_per_context
@@ -142,6 +149,13 @@ class RolloutDataModule(L.LightningDataModule):
                 f"{self.eval_states_per_task} test states of {tasks} tasks are fewer than the "
                 f"{self.trainer.world_size} processes that evaluate: raise eval_states_per_task."
             )
+        if isinstance(self.eval_videos, dict):
+            names = {task.name for task in self.environment.tasks()}
+            if unknown := sorted(self.eval_videos.keys() - names):
+                raise ValueError(
+                    f"eval_videos names {', '.join(unknown)}, not among the environment's tasks: "
+                    "give names as evaluations list them."
+                )
         if stage == "fit":
             self.contexts.check(self.environment)
             self._iteration = -1
@@ -259,7 +273,7 @@ class RolloutDataModule(L.LightningDataModule):
                 refresh=False,
             )
 
-        with bar, _acting(self.module.policy, self.num_workers):
+        with bar, acting(self.module.policy, self.num_workers):
             return collect_groups(
                 self.module.policy,
                 self.pool,
@@ -270,10 +284,10 @@ class RolloutDataModule(L.LightningDataModule):
                 self.environment.max_steps,
                 self.dynamic_sampling,
                 on_rollout,
-                self._check_sigterm,
+                self.check_sigterm,
             )
 
-    def _check_sigterm(self) -> None:
+    def check_sigterm(self) -> None:
         """Stops at once instead of at the end of the epoch, when Lightning would look."""
         assert self.trainer is not None
         if self.trainer.received_sigterm:
@@ -326,45 +340,20 @@ class RolloutDataModule(L.LightningDataModule):
     def val_dataloader(self) -> EvaluationEpisodes:
         """The evaluation episodes, run lazily: one finished rollout per batch."""
         assert self.trainer is not None
-        contexts: list[tuple[Context, bool]] = []
-        for task in self.environment.tasks():
-            states = self.environment.test_contexts(task)[: self.eval_states_per_task]
-            contexts += [(context, i < self.eval_videos) for i, context in enumerate(states)]
-        mine = contexts[self.trainer.global_rank :: self.trainer.world_size]
+        starts = evaluation_starts(self.environment, self.eval_states_per_task, self.eval_videos)
+        mine = starts[self.trainer.global_rank :: self.trainer.world_size]
         return EvaluationEpisodes(mine, self._evaluate)
 
-    def _evaluate(self, contexts: list[tuple[Context, bool]]) -> Iterator[Rollout]:
-        def episodes() -> Iterator[Episode]:
-            for context, record in contexts:
-                seed = (self.seed, _EVALUATION, context.task.index, context.index)
-                yield Episode(context, 0, seed if self.eval_sampling else None, record)
-
-        with (
-            _acting(self.module.policy, self.num_workers),
-            closing(
-                run_episodes(self.module.policy, self.pool, episodes(), self.environment.max_steps)
-            ) as stream,
-        ):
-            for rollout in stream:
-                self._check_sigterm()
-                yield rollout
-
-
-class EvaluationEpisodes:
-    """A sized iterable of evaluation rollouts; every iteration runs them anew."""
-
-    def __init__(
-        self,
-        contexts: list[tuple[Context, bool]],
-        run: Callable[[list[tuple[Context, bool]]], Iterator[Rollout]],
-    ) -> None:
-        self._contexts, self._run = contexts, run
-
-    def __len__(self) -> int:
-        return len(self._contexts)
-
-    def __iter__(self) -> Iterator[Rollout]:
-        return self._run(self._contexts)
+    def _evaluate(self, starts: list[Start]) -> Iterator[Rollout]:
+        return run_evaluation(
+            self.module.policy,
+            self.pool,
+            starts,
+            self.environment.max_steps,
+            self.seed if self.eval_sampling else None,
+            self.num_workers,
+            self.check_sigterm,
+        )
 
 
 def collection_counts(collection: Collection) -> dict[str, int]:
@@ -379,18 +368,3 @@ def collection_counts(collection: Collection) -> dict[str, int]:
         "kept_successes": sum(rollout.success for rollout in kept),
         "kept_episodes": len(kept),
     }
-
-
-@contextmanager
-def _acting(policy: PolicyAdapter, num_workers: int) -> Iterator[None]:
-    """Puts the policy in evaluation mode, and leaves the simulators their cores."""
-    training, threads = policy.training, torch.get_num_threads()
-    policy.eval()
-    # OpenMP's threads wait for each other by spinning: one too many, and a decision takes 20 times
-    # as long.
-    torch.set_num_threads(max(1, threads - num_workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        policy.train(training)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_ript.files import replacing
+from lightning_ript.tables import aligned
 from lightning_ript.types import Task
 
 
@@ -134,14 +135,7 @@ class EvaluationResult(NamedTuple):
         results = [*self.tasks, *([self.overall] if len(self.tasks) > 1 else [])]
         header = ("task", "success", "rate", "95 % interval", "mean steps")
         rows = [header, *(_table_row(result) for result in results)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if column else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
+        lines = aligned(rows)
         lines.insert(1, "-" * len(lines[0]))
         if len(self.tasks) > 1:
             lines.insert(-1, lines[1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +55,21 @@ class _Running:
     records: list[dict[str, torch.Tensor]] = field(default_factory=list)
     log_probs: list[torch.Tensor] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
+
+
+@contextmanager
+def acting(policy: PolicyAdapter, num_workers: int) -> Iterator[None]:
+    """Puts the policy in evaluation mode, and leaves the simulators their cores."""
+    training, threads = policy.training, torch.get_num_threads()
+    policy.eval()
+    # OpenMP's threads wait for each other by spinning: one too many, and a decision takes 20 times
+    # as long.
+    torch.set_num_threads(max(1, threads - num_workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        policy.train(training)
 
 
 def run_episodes(

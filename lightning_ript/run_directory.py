@@ -29,3 +29,8 @@ def history_path(run_dir: str | Path) -> Path:
 def learning_curve_path(run_dir: str | Path) -> Path:
     """The picture of the history."""
     return Path(run_dir) / "learning_curve.png"
+
+
+def sweep_table_path(run_dir: str | Path) -> Path:
+    """The table of a sweep, and of the sweeps during training."""
+    return Path(run_dir) / "sweep.csv"

@@ -13,7 +13,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_ript.callbacks import EvaluationReport, RolloutStatistics, RolloutVideo, RunReport
 from lightning_ript.callbacks.rollout_statistics import summary_line
-from lightning_ript.callbacks.rollout_video import prepare_frame
+from lightning_ript.callbacks.rollout_video import Video, prepare_frame, surplus
 from lightning_ript.callbacks.run_report import draw_learning_curve
 from lightning_ript.evaluation import EvaluationResult, SuccessRate, TaskResult
 from lightning_ript.report import report
@@ -322,6 +322,24 @@ def test_a_repeated_evaluation_leaves_one_video_per_episode(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["reach_the_goal-000-success.mp4"]
 
 
+def test_failures_are_kept_before_successes(tmp_path):
+    make_trainer(tmp_path, RolloutVideo("few", per_task=1)).validate(
+        Counter(), Episodes(frames=2), verbose=False
+    )
+    (kept,) = videos_path(tmp_path, "few").iterdir()
+    assert kept.name == "reach_the_goal-001-failure.mp4"
+
+
+def test_surplus_videos_are_successes_then_late_states():
+    def video(task, success, state):
+        return Video(task, success, state, f"{task}{state}")
+
+    made = [video("a", i in (0, 2), i) for i in range(5)] + [video("b", True, 1)]
+    assert [v.path for v in surplus(made, 2)] == ["a4", "a0", "a2"]
+    assert [v.path for v in surplus(made, 4)] == ["a2"]
+    assert surplus(made, 5) == []
+
+
 def test_frames_get_even_sides():
     frame = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     prepared = prepare_frame(frame, 5, (1, 2, 3), flip=False)
@@ -333,6 +351,8 @@ def test_frames_get_even_sides():
 def test_video_refuses_nonsense():
     with pytest.raises(ValueError, match="must be positive, got 0 and 20"):
         RolloutVideo(height=0)
+    with pytest.raises(ValueError, match="per_task is 0"):
+        RolloutVideo(per_task=0)
 
 
 def write_evaluation(folder, name, successes, episodes=50, videos=(), standin=False):

@@ -16,6 +16,7 @@ from lightning_ript.demos.hdf5 import read_init_states
 from lightning_ript.envs.libero import graphics
 
 LIBERO = "lightning_ript.envs.libero.LiberoSpec"
+COMMANDS = ["collect-demos", "report", "sweep", "compare", "fit", "validate"]
 DEMONSTRATIONS = "lightning_ript.contexts.DemonstrationContexts"
 
 
@@ -148,11 +149,11 @@ def test_debugging_brings_the_traceback_back(monkeypatch, tmp_path):
 def test_help(capsys):
     main([])
     said = capsys.readouterr().out
-    for command in ("collect-demos", "report", "fit", "validate"):
+    for command in COMMANDS:
         assert command in said
 
 
-@pytest.mark.parametrize("command", ["collect-demos", "report", "fit", "validate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_commands(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -160,7 +161,7 @@ def test_help_of_commands(capsys, command):
     assert "--" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["fitt", "report", "collect-demos"])
+@pytest.mark.parametrize("command", ["fitt", "report", "collect-demos", "sweep", "compare"])
 def test_bad_commands(capsys, command):
     assert "--nonsense" in refusal(capsys, command, "--nonsense=1") or command == "fitt"
 

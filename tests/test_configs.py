@@ -74,6 +74,7 @@ def stages(tmp_path_factory):
             last = base / stage / "checkpoints/last.ckpt"
             checkpoint = [f"--model.init_args.policy.init_args.checkpoint={last}"]
             assert last.is_file()
+            assert last.with_name("best.ckpt").is_file()
         return last
 
     return run

@@ -7,7 +7,16 @@ import torch
 from toy_runs import SGD, checkpoint, fit, history, start, weights
 
 ITERATIONS = 2
-EVALUATION = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=5"]
+EVALUATION = [
+    "--trainer.limit_val_batches=1.0",
+    "--data.init_args.eval_states_per_task=5",
+    "--data.init_args.eval_videos=3",
+    "--trainer.callbacks+=lightning_ript.callbacks.RolloutVideo",
+    "--trainer.callbacks.per_task=1",
+    "--trainer.callbacks+=lightning_ript.callbacks.EvaluationSweep",
+    '--trainer.callbacks.environments={"more": {"class_path": "lightning_ript.envs.toy.ToySpec"}}',
+    "--trainer.callbacks.states_per_task=7",
+]
 TIMES = {"time/collecting", "time/learning", "rollout/episodes_per_second"}
 
 
@@ -55,6 +64,20 @@ def test_evaluation_counts_the_episodes_of_all_ranks(runs):
         alone, shared = (json.loads((run / name).read_text()) for run in (one, two))
         assert [task["episodes"] for task in shared["tasks"]] == [5, 5]
         assert shared["tasks"] == alone["tasks"]
+
+
+def test_a_sweep_counts_the_episodes_of_all_ranks(runs):
+    alone, shared = ((run / "sweep.csv").read_text() for run in runs)
+    assert ",7," in alone
+    assert shared == alone
+
+
+def test_videos_are_chosen_among_those_of_all_ranks(runs):
+    alone, shared = (
+        sorted(str(path.relative_to(run)) for path in run.glob("videos/*/*.mp4")) for run in runs
+    )
+    assert len(alone) == 2 * ITERATIONS  # one of each task
+    assert shared == alone
 
 
 def test_the_checkpoint_says_the_same(runs):

@@ -35,6 +35,7 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 SHORTER = {
     ("fit",): QUIET,
     ("validate",): QUIET,
+    ("sweep",): QUIET,
     ("--run_dir", "configs/toy.yaml"): ["--trainer.max_epochs=1", "--data.eval_states_per_task=2"],
     ("configs/quest/autoencoder.yaml",): ["--trainer.max_epochs=1", "--trainer.overfit_batches=1"],
     ("configs/quest/sft.yaml",): [
@@ -206,7 +207,7 @@ def test_yaml_parses(page, workspace, capsys):
 def test_settings_exist(page, workspace, capsys):
     """Those that the text names as `model.…`, `data.…` or `trainer.…`, with or without dashes."""
     named = set(SETTING.findall(page.read_text()))
-    (mine,) = [text for _, text in blocks("yaml") if "LiberoSpec" in text]
+    (mine,) = [text for _, text in blocks("yaml") if "LiberoSpec" in text and "model:" in text]
     Path("mine.yaml").write_text(mine)
     capsys.readouterr()
     with pytest.raises(SystemExit):

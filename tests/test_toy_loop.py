@@ -69,6 +69,19 @@ def test_validate_repeats_the_evaluation(learned, tmp_path):
     assert result["tasks"] == history(learned)[-1]["evaluation"]["tasks"]
 
 
+def test_the_best_checkpoint_is_the_best(learned, tmp_path):
+    best = learned / "checkpoints" / "best.ckpt"
+    main(
+        ["validate", "--config", "configs/toy.yaml", f"--run_dir={tmp_path}", f"--ckpt_path={best}"]
+    )
+    result = json.loads((tmp_path / "evaluation" / "best.json").read_text())
+    rates = [entry["metrics"]["val/success_rate"] for entry in history(learned)]
+    assert result["overall"]["success_rate"] == pytest.approx(max(rates))
+    assert torch.load(best, weights_only=False)["epoch"] == rates.index(max(rates))
+    names = sorted(path.name for path in best.parent.iterdir())
+    assert names == ["best.ckpt", "last.ckpt"]
+
+
 def test_the_first_step_starts_where_the_rollouts_were_drawn(tmp_path):
     fit(tmp_path, 1, "--model.init_args.passes=1", "--model.init_args.episodes_per_minibatch=999")
     (entry,) = history(tmp_path)
