@@ -15,9 +15,9 @@ from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.evaluation import EvaluationResult, SuccessRate
 from lightning_ript.evaluation_rollouts import evaluation_starts, run_evaluation
-from lightning_ript.result_rows import pooled, result_rows
+from lightning_ript.reports.rows import pooled, result_rows
+from lightning_ript.reports.tables import Row, write_csv
 from lightning_ript.run_directory import sweep_table_path
-from lightning_ript.tables import Row, write_csv
 
 
 class EvaluationSweep(Callback):

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from lightning_ript.callbacks.evaluation_report import success_metric
 from lightning_ript.callbacks.fresh_metrics import FreshMetrics
 from lightning_ript.evaluation import EvaluationResult
-from lightning_ript.figures import draw_band, new_figure, rates_over_iterations
 from lightning_ript.files import replacing
+from lightning_ript.reports.figures import draw_band, new_figure, rates_over_iterations
 from lightning_ript.run_directory import evaluation_path, history_path, learning_curve_path
 
 

@@ -175,13 +175,13 @@ def _collect_demos(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    from lightning_ript.report import report
+    from lightning_ript.reports.summary import report
 
     auto_cli(report, args=arguments, prog="lightning-ript report", parser_class=CommandParser)
 
 
 def _sweep(arguments: list[str]) -> None:
-    from lightning_ript.sweep import SweepCLI
+    from lightning_ript.reports.sweep import SweepCLI
 
     # The command line is read by a parser of `validate`.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
@@ -192,7 +192,7 @@ def _sweep(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> None:
-    from lightning_ript.compare import compare
+    from lightning_ript.reports.compare import compare
 
     parser = CommandParser(prog="lightning-ript compare", description="Compares finished runs.")
     parser.add_argument("runs", nargs="+", type=str, help="a line each, see docs/evaluation.md")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_ript.files import replacing
-from lightning_ript.tables import aligned
+from lightning_ript.reports.tables import aligned
 from lightning_ript.types import Task
 
 

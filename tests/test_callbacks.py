@@ -16,7 +16,7 @@ from lightning_ript.callbacks.rollout_statistics import summary_line
 from lightning_ript.callbacks.rollout_video import Video, prepare_frame, surplus
 from lightning_ript.callbacks.run_report import draw_learning_curve
 from lightning_ript.evaluation import EvaluationResult, SuccessRate, TaskResult
-from lightning_ript.report import report
+from lightning_ript.reports.summary import report
 from lightning_ript.run_directory import evaluation_path, videos_path
 from lightning_ript.types import Context, Rollout, Task
 

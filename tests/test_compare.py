@@ -6,9 +6,9 @@ import json
 import pytest
 
 from lightning_ript.cli import main
-from lightning_ript.compare import compare, read_arms, summarize
-from lightning_ript.compare_chart import Curve, draw_curves
 from lightning_ript.evaluation import EvaluationResult, TaskResult, wilson_interval
+from lightning_ript.reports.compare import compare, read_arms, summarize
+from lightning_ript.reports.compare_chart import Curve, draw_curves
 from lightning_ript.run_directory import evaluation_path
 
 

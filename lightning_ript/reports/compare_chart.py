@@ -10,7 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_ript.evaluation import TaskResult
-from lightning_ript.figures import Colour, colours, draw_band, new_figure, rates_over_iterations
+from lightning_ript.reports.figures import (
+    Colour,
+    colours,
+    draw_band,
+    new_figure,
+    rates_over_iterations,
+)
 
 
 @dataclass(frozen=True)

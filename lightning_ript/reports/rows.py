@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lightning_ript.evaluation import EvaluationResult, TaskResult
-from lightning_ript.tables import Row
+from lightning_ript.reports.tables import Row
 
 
 def result_rows(result: EvaluationResult, facts: Mapping[str, object]) -> list[Row]:

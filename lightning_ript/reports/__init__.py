@@ -1,0 +1,1 @@
+"""What comes out of finished runs: summaries, sweeps over checkpoints, comparisons, charts."""
