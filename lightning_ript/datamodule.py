@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -24,11 +25,13 @@ from lightning_ript.minibatches import EpisodeEntry, MinibatchSchedule, episode_
 from lightning_ript.module import RIPTLightningModule
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.rollouts import Collection, Episode, collect_groups, run_episodes
-from lightning_ript.types import Context, Minibatch, Rollout
+from lightning_ript.types import Context, Minibatch, Perturbation, Rollout
 
 log = logging.getLogger(__name__)
 
-_EVALUATION = 2**32 - 1  # Stands where training seeds have the iteration.
+# These stand where the seeds of training episodes have the iteration.
+_EVALUATION = 2**32 - 1
+_PERTURBATION = 2**32 - 2
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -37,6 +40,9 @@ class RolloutDataModule(L.LightningDataModule):
     Args:
         environment: What to run episodes in.
         contexts: Where training episodes start.
+        init_object_noise: Standard deviation (m) of noise on where objects stand in these contexts,
+            along each horizontal axis; all rollouts of a context start alike. Test states have
+            none.
         rollouts_per_context: K, at least 2.
         groups_per_iteration: B, groups to keep per iteration over all ranks.
         stop_fraction: Stop collecting at this share of B (the reference stops at 0.8).
@@ -58,6 +64,7 @@ class RolloutDataModule(L.LightningDataModule):
         self,
         environment: EnvironmentSpec,
         contexts: ContextSource | None = None,
+        init_object_noise: float = 0.0,
         rollouts_per_context: int = 8,
         groups_per_iteration: int = 180,
         stop_fraction: float = 1.0,
@@ -71,6 +78,8 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= init_object_noise < math.inf:
+            raise ValueError(f"init_object_noise is {init_object_noise}, but must be 0 or more.")
         if rollouts_per_context < 2:
             raise ValueError(
                 f"rollouts_per_context (K) is {rollouts_per_context}: a rollout is judged by the "
@@ -93,6 +102,7 @@ class RolloutDataModule(L.LightningDataModule):
             )
         self.environment = environment
         self.contexts = contexts or SampledContexts()
+        self.init_object_noise = init_object_noise
         self.rollouts_per_context = rollouts_per_context
         self.groups_wanted = math.ceil(stop_fraction * groups_per_iteration)
         self.max_contexts = max_contexts or 10 * groups_per_iteration
@@ -264,7 +274,7 @@ class RolloutDataModule(L.LightningDataModule):
                 self.module.policy,
                 self.pool,
                 queue,
-                lambda n: self.contexts.context(n, self.environment, self.seed),
+                self._context,
                 self.rollouts_per_context,
                 (self.seed, iteration),
                 self.environment.max_steps,
@@ -272,6 +282,14 @@ class RolloutDataModule(L.LightningDataModule):
                 on_rollout,
                 self._check_sigterm,
             )
+
+    def _context(self, n: int) -> Context:
+        """The n-th training context."""
+        context = self.contexts.context(n, self.environment, self.seed)
+        if not self.init_object_noise:
+            return context
+        seed = (self.seed, _PERTURBATION, n)
+        return replace(context, perturbation=Perturbation(self.init_object_noise, seed))
 
     def _check_sigterm(self) -> None:
         """Stops at once instead of at the end of the epoch, when Lightning would look."""

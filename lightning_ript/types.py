@@ -39,6 +39,23 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Perturbation:
+    """Gaussian noise on where the movable objects of an initial state stand.
+
+    Attributes:
+        object_noise: Its standard deviation (m) along each of the two horizontal axes.
+        seed: Entropy that it depends on alone.
+    """
+
+    object_noise: float
+    seed: tuple[int, ...]
+
+    def offsets(self, objects: int) -> np.ndarray:
+        """How far to move each of so many objects, (objects, 2) in metres."""
+        return np.random.default_rng(self.seed).normal(0.0, self.object_noise, (objects, 2))
+
+
+@dataclass(frozen=True)
 class Context:
     """Where an episode starts (paper section 3: a task, its instruction, an initial state).
 
@@ -48,12 +65,14 @@ class Context:
         init_state: Flattened simulator state (1 + nq + nv,) float64, or None when the environment
             samples a reset from `seed`.
         seed: Seed of a sampled reset; unused when `init_state` is given.
+        perturbation: Moves the objects of that state before they settle; test states have none.
     """
 
     task: Task
     index: int
     init_state: np.ndarray | None = None
     seed: int = 0
+    perturbation: Perturbation | None = None
 
 
 @dataclass(frozen=True)
