@@ -243,7 +243,7 @@ class RolloutDataModule(L.LightningDataModule):
             module.episodes_per_minibatch,
             module.decisions_per_microbatch,
             module.aggregation,
-            module.advantage,
+            module.judge(collection.groups),
             (self.seed, iteration),
         )
         return self._schedule

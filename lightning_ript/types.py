@@ -141,6 +141,7 @@ class Minibatch:
         record: The policy's record of each decision, name -> (N, ...).
         old_log_probs: (N, T) float32, from rollout time.
         advantages: (N,) float32.
+        returns: (N,) float32 in [0, 1], what a critic is to predict.
         weights: (N, T) float32: each token's share of the loss before division by `normalizer`;
             0 for padding.
         normalizer: Sum of the weights over the whole minibatch on all ranks, so that neither the
@@ -151,6 +152,7 @@ class Minibatch:
     record: dict[str, Tensor]
     old_log_probs: Tensor
     advantages: Tensor
+    returns: Tensor
     weights: Tensor
     normalizer: float
     is_last: bool
@@ -162,5 +164,6 @@ class Minibatch:
             record={name: value.to(device) for name, value in self.record.items()},
             old_log_probs=self.old_log_probs.to(device),
             advantages=self.advantages.to(device),
+            returns=self.returns.to(device),
             weights=self.weights.to(device),
         )
