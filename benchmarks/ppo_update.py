@@ -36,7 +36,7 @@ from measuring.policy import quickstart_settings
 from measuring.processes import memory_mib, restart_peak
 from measuring.report import spread, table, with_range
 
-from lightning_ript.advantages import estimate
+from lightning_ript.advantages import estimate, group_credit
 from lightning_ript.minibatches import MinibatchSchedule, episode_entries
 from lightning_ript.policies.quest import QueSTPolicy
 from lightning_ript.policies.quest.model import QueSTConfig
@@ -142,6 +142,7 @@ class PaddedSchedule:
             record,
             pad([rollout.log_probs for rollout in rollouts]),
             advantages.repeat_interleave(length),
+            torch.zeros(len(keys) * length),  # for critics
             pad([torch.ones_like(rollout.log_probs) for rollout in rollouts]),
             float(tokens),
             is_last,
@@ -261,7 +262,7 @@ def main(
         episodes_per_minibatch=episodes_per_minibatch,
         decisions_per_microbatch=decisions_per_microbatch,
         aggregation="token",
-        estimator="leave_one_out",
+        credit=group_credit("leave_one_out", made),
         seed=(seed,),
     )
     ways: dict[str, tuple[MinibatchSchedule | PaddedSchedule, Score]] = {

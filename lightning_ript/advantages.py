@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
+from lightning_ript.types import RolloutGroup
+
 AdvantageEstimator = Literal["leave_one_out", "group_normalized", "plain"]
+
+
+class Credit(NamedTuple):
+    """How the N decisions of some groups are judged, in the order of groups, rollouts and time.
+
+    Attributes:
+        advantages: (N,) float32.
+        returns: What followed each decision, (N,) float32 in [0, 1]: its episode's reward, or what
+            a critic's value of it should have been.
+    """
+
+    advantages: Tensor
+    returns: Tensor
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
@@ -42,6 +58,21 @@ def plain(rewards: Tensor) -> Tensor:
 def estimate(estimator: AdvantageEstimator, rewards: Tensor) -> Tensor:
     """Applies the estimator of that name to rewards (..., K)."""
     return _ESTIMATORS[estimator](rewards)
+
+
+def group_credit(estimator: AdvantageEstimator, groups: Sequence[RolloutGroup]) -> Credit:
+    """Judges all decisions of an episode alike, by its reward and those of its group."""
+    rewards = [torch.tensor(group.rewards) for group in groups]
+    lengths = torch.tensor([r.decisions for group in groups for r in group.rollouts]).long()
+    advantages = concatenate(estimate(estimator, each) for each in rewards)
+    return Credit(
+        advantages.repeat_interleave(lengths), concatenate(rewards).repeat_interleave(lengths)
+    )
+
+
+def concatenate(parts: Iterable[Tensor]) -> Tensor:
+    """Joins tensors (n,) float32, of which there may be none."""
+    return torch.cat([torch.empty(0), *parts])
 
 
 def _check(rewards: Tensor) -> None:

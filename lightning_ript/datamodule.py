@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -28,9 +29,11 @@ from lightning_ript.evaluation_rollouts import (
 from lightning_ript.minibatches import EpisodeEntry, MinibatchSchedule, episode_entries
 from lightning_ript.module import RIPTLightningModule
 from lightning_ript.rollouts import Collection, acting, collect_groups
-from lightning_ript.types import Minibatch, Rollout
+from lightning_ript.types import Context, Minibatch, Perturbation, Rollout
 
 log = logging.getLogger(__name__)
+
+_PERTURBATION = 2**32 - 2  # Stands where the seeds of training episodes have the iteration.
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -39,6 +42,9 @@ class RolloutDataModule(L.LightningDataModule):
     Args:
         environment: What to run episodes in.
         contexts: Where training episodes start.
+        init_object_noise: Standard deviation (m) of noise on where objects stand in these contexts,
+            along each horizontal axis; all rollouts of a context start alike. Test states have
+            none.
         rollouts_per_context: K, at least 2.
         groups_per_iteration: B, groups to keep per iteration over all ranks.
         stop_fraction: Stop collecting at this share of B (the reference stops at 0.8).
@@ -62,6 +68,7 @@ class RolloutDataModule(L.LightningDataModule):
         self,
         environment: EnvironmentSpec,
         contexts: ContextSource | None = None,
+        init_object_noise: float = 0.0,
         rollouts_per_context: int = 8,
         groups_per_iteration: int = 180,
         stop_fraction: float = 1.0,
@@ -75,6 +82,8 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= init_object_noise < math.inf:
+            raise ValueError(f"init_object_noise is {init_object_noise}, but must be 0 or more.")
         if rollouts_per_context < 2:
             raise ValueError(
                 f"rollouts_per_context (K) is {rollouts_per_context}: a rollout is judged by the "
@@ -100,6 +109,7 @@ class RolloutDataModule(L.LightningDataModule):
             raise ValueError(f"eval_videos is {eval_videos}: set it to 0 episodes or more.")
         self.environment = environment
         self.contexts = contexts or SampledContexts()
+        self.init_object_noise = init_object_noise
         self.rollouts_per_context = rollouts_per_context
         self.groups_wanted = math.ceil(stop_fraction * groups_per_iteration)
         self.max_contexts = max_contexts or 10 * groups_per_iteration
@@ -247,7 +257,7 @@ class RolloutDataModule(L.LightningDataModule):
             module.episodes_per_minibatch,
             module.decisions_per_microbatch,
             module.aggregation,
-            module.advantage,
+            module.judge(collection.groups),
             (self.seed, iteration),
         )
         return self._schedule
@@ -278,7 +288,7 @@ class RolloutDataModule(L.LightningDataModule):
                 self.module.policy,
                 self.pool,
                 queue,
-                lambda n: self.contexts.context(n, self.environment, self.seed),
+                self._context,
                 self.rollouts_per_context,
                 (self.seed, iteration),
                 self.environment.max_steps,
@@ -286,6 +296,14 @@ class RolloutDataModule(L.LightningDataModule):
                 on_rollout,
                 self.check_sigterm,
             )
+
+    def _context(self, n: int) -> Context:
+        """The n-th training context."""
+        context = self.contexts.context(n, self.environment, self.seed)
+        if not self.init_object_noise:
+            return context
+        seed = (self.seed, _PERTURBATION, n)
+        return replace(context, perturbation=Perturbation(self.init_object_noise, seed))
 
     def check_sigterm(self) -> None:
         """Stops at once instead of at the end of the epoch, when Lightning would look."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ript.advantages import AdvantageEstimator, estimate
+from lightning_ript.advantages import Credit
 from lightning_ript.types import Minibatch, RolloutGroup
 
 Aggregation = Literal["token", "sequence"]
@@ -63,7 +63,7 @@ class MinibatchSchedule:
             so that no step rests on a small remainder.
         decisions_per_microbatch: Decision steps per forward pass at most.
         aggregation: "token" weighs every token alike, "sequence" every episode.
-        estimator: Advantage estimator.
+        credit: Advantages and returns of all decisions of `groups`.
         seed: Entropy of the shuffling.
     """
 
@@ -79,7 +79,7 @@ class MinibatchSchedule:
         episodes_per_minibatch: int,
         decisions_per_microbatch: int,
         aggregation: Aggregation,
-        estimator: AdvantageEstimator,
+        credit: Credit,
         seed: tuple[int, ...],
     ) -> None:
         self._entries = sorted(entries, key=lambda e: (e.number, e.k))
@@ -87,7 +87,7 @@ class MinibatchSchedule:
         self._filler, self._num_tokens = filler, num_tokens
         self._passes, self._per_minibatch = passes, episodes_per_minibatch
         self._per_microbatch = decisions_per_microbatch
-        self._aggregation, self._seed = aggregation, seed
+        self._aggregation, self._credit, self._seed = aggregation, credit, seed
 
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         self._offsets: dict[tuple[int, int], int] = {}
@@ -102,9 +102,7 @@ class MinibatchSchedule:
         )
         if rollouts:
             self._old_log_probs = torch.cat([r.log_probs for r in rollouts])
-            advantages = [estimate(estimator, torch.tensor(g.rewards)) for g in groups]
             lengths = torch.tensor([r.decisions for r in rollouts])
-            self._advantages = torch.cat(advantages).repeat_interleave(lengths)
             self._lengths = lengths.repeat_interleave(lengths)
         self._plan = [list(self._minibatches(number)) for number in range(passes)]
 
@@ -156,12 +154,13 @@ class MinibatchSchedule:
         return Minibatch(
             {name: value[rows] for name, value in self._record.items()},
             self._old_log_probs[rows],
-            self._advantages[rows],
+            self._credit.advantages[rows],
+            self._credit.returns[rows],
             weights,
             normalizer,
             is_last,
         )
 
     def _zero_weight(self, normalizer: float, is_last: bool) -> Minibatch:
-        zeros = torch.zeros(1, self._num_tokens)
-        return Minibatch(self._filler, zeros, torch.zeros(1), zeros, normalizer, is_last)
+        tokens, decision = torch.zeros(1, self._num_tokens), torch.zeros(1)
+        return Minibatch(self._filler, tokens, decision, decision, tokens, normalizer, is_last)

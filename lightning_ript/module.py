@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -12,16 +12,24 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import ExplainedVariance, MeanMetric, MetricCollection
 
-from lightning_ript.advantages import AdvantageEstimator
+from lightning_ript.advantages import AdvantageEstimator, Credit, concatenate, group_credit
+from lightning_ript.critic import (
+    Critic,
+    CriticConfig,
+    discounted_success,
+    moments,
+    standardize,
+    temporal_credit,
+)
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.minibatches import Aggregation
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.ppo import Surrogate, clipped_surrogate, kl_penalty
-from lightning_ript.types import Minibatch, Rollout
+from lightning_ript.ppo import clipped_surrogate, kl_penalty
+from lightning_ript.types import Minibatch, Rollout, RolloutGroup
 
-_WATCHED = ("ratio", "clip_fraction", "approx_kl", "entropy")
+_WATCHED = ("ratio", "clip_fraction", "approx_kl", "entropy", "advantage")
 
 
 def _adamw(parameters: Iterable[Any]) -> Optimizer:
@@ -34,7 +42,7 @@ class RIPTLightningModule(L.LightningModule):
 
     Args:
         policy: The policy.
-        advantage: Advantage estimator.
+        advantage: Advantage estimator; a critic takes its place.
         passes: PPO passes over the kept rollouts per iteration.
         episodes_per_minibatch: Episodes per optimizer step, over all ranks.
         decisions_per_microbatch: Decision steps per forward pass and rank at most; bounds memory
@@ -46,9 +54,12 @@ class RIPTLightningModule(L.LightningModule):
         max_grad_norm: Gradients of each optimizer group are scaled down to this norm.
         optimizer: Makes the optimizer from the policy's parameter groups.
         scheduler: Makes a learning rate scheduler, stepped once per iteration.
+        critic: A value function that judges every decision, with generalized advantage estimation;
+            None for none.
 
     Raises:
         ValueError: If a setting makes no sense.
+        TypeError: If the policy offers a critic nothing to see.
     """
 
     success_rate: SuccessRate
@@ -67,6 +78,7 @@ class RIPTLightningModule(L.LightningModule):
         max_grad_norm: float = 1.0,
         optimizer: OptimizerCallable = _adamw,
         scheduler: LRSchedulerCallable | None = None,
+        critic: CriticConfig | None = None,
     ) -> None:
         super().__init__()
         positive = {
@@ -95,20 +107,61 @@ class RIPTLightningModule(L.LightningModule):
         self._make_optimizer: Callable = optimizer
         self._make_scheduler: Callable | None = scheduler
         self.reference = copy.deepcopy(policy).requires_grad_(False) if kl_coefficient else None
+        self.critic = Critic(policy.feature_size, critic) if critic is not None else None
         self.success_rate = SuccessRate()
-        self.watched = MetricCollection({name: MeanMetric() for name in (*_WATCHED, "advantage")})
+        watched = (*_WATCHED, "value_loss") if critic is not None else _WATCHED
+        self.watched = MetricCollection({name: MeanMetric() for name in watched})
+        self.explained_variance = ExplainedVariance()
         self.grad_norm = MeanMetric()
         self.loss = MeanMetric()
         self._loss_of_step = 0.0
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over the policy's parameter groups."""
-        optimizer = self._make_optimizer(self.policy.parameter_groups())
+        """One optimizer over the policy's parameter groups and, at the end, the critic's."""
+        groups = list(self.policy.parameter_groups())
+        if self.critic is not None:
+            parameters = list(self.critic.parameters())
+            groups.append({"params": parameters, "lr": self.critic.config.lr})
+        optimizer = self._make_optimizer(groups)
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     # -- training ---------------------------------------------------------------------------------
+
+    def judge(self, groups: Sequence[RolloutGroup]) -> Credit:
+        """Judges the decisions of this rank's groups, before anything is learned from them.
+
+        Every rank has to call it, once per iteration.
+        """
+        if self.critic is None:
+            return group_credit(self.advantage, groups)
+        config = self.critic.config
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        values = [value for group in groups for value in self._values(group)]
+        credit = temporal_credit(values, [r.success for r in rollouts], config)
+        outcomes = [discounted_success(r.decisions, r.success, config.gamma) for r in rollouts]
+        self.explained_variance.update(
+            concatenate(values).to(self.device), concatenate(outcomes).to(self.device)
+        )
+        if config.normalize:
+            mine = moments(credit.advantages).to(self.device)
+            total = self.trainer.strategy.reduce(mine, reduce_op="sum")
+            credit = credit._replace(advantages=standardize(credit.advantages, total))
+        return credit
+
+    def _values(self, group: RolloutGroup) -> Iterator[Tensor]:
+        """The critic's values of each rollout, (D,) each.
+
+        A group at a time, so that not even rounding depends on how ranks share the groups.
+        """
+        assert self.critic is not None
+        record = {
+            name: torch.cat([rollout.record[name] for rollout in group.rollouts]).to(self.device)
+            for name in group.rollouts[0].record
+        }
+        values = self.critic.values(self.policy.features(record)).cpu()
+        yield from values.split([rollout.decisions for rollout in group.rollouts])
 
     def on_train_epoch_start(self) -> None:
         """Dropout stays off: the ratio compares probabilities of one and the same network."""
@@ -134,33 +187,48 @@ class RIPTLightningModule(L.LightningModule):
             loss = loss + self.kl_coefficient * kl_penalty(
                 log_probs, reference, batch.weights, batch.normalizer
             )
+        watched = {
+            "ratio": surrogate.ratio,
+            "clip_fraction": surrogate.clipped,
+            "approx_kl": surrogate.approx_kl,
+            "entropy": entropy.detach(),
+            "advantage": batch.advantages.abs().unsqueeze(-1).expand_as(batch.weights),
+        }
         # Strategies and metrics average over ranks, but the normalizer already spans them.
-        loss = loss * self.trainer.world_size
-        self.manual_backward(loss)
-        self._watch(batch, surrogate, entropy.detach(), loss.detach())
+        ranks = self.trainer.world_size
+        if self.critic is None:
+            self.manual_backward(loss * ranks)
+        else:
+            value_losses = self._value_losses(batch)
+            watched["value_loss"] = value_losses.detach()
+            value_loss = (batch.weights * value_losses).sum() / batch.normalizer
+            self.manual_backward((loss + value_loss) * ranks)
+        self._watch(batch, loss.detach() * ranks, watched)
         if batch.is_last:
             self._step()
+
+    def _value_losses(self, batch: Minibatch) -> Tensor:
+        """The critic's loss at each decision, the same at each of its tokens (N, T)."""
+        assert self.critic is not None
+        with torch.no_grad():
+            features = self.policy.features(batch.record)
+        return self.critic.losses(features, batch.returns).unsqueeze(-1).expand_as(batch.weights)
 
     def _step(self) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        for group in optimizer.param_groups:
-            self.grad_norm.update(
-                torch.nn.utils.clip_grad_norm_(
-                    group["params"], self.max_grad_norm, error_if_nonfinite=True
-                )
+        norms = [
+            torch.nn.utils.clip_grad_norm_(
+                group["params"], self.max_grad_norm, error_if_nonfinite=True
             )
+            for group in optimizer.param_groups
+        ]
+        for norm in norms if self.critic is None else norms[:-1]:
+            self.grad_norm.update(norm)
         optimizer.step()
         optimizer.zero_grad()
 
-    def _watch(self, batch: Minibatch, surrogate: Surrogate, entropy: Tensor, loss: Tensor) -> None:
-        values = {
-            "ratio": surrogate.ratio,
-            "clip_fraction": surrogate.clipped,
-            "approx_kl": surrogate.approx_kl,
-            "entropy": entropy,
-            "advantage": batch.advantages.abs().unsqueeze(-1).expand_as(batch.weights),
-        }
+    def _watch(self, batch: Minibatch, loss: Tensor, values: dict[str, Tensor]) -> None:
         if batch.weights.any():
             for name, value in values.items():
                 self.watched[name].update(value, batch.weights)
@@ -176,6 +244,8 @@ class RIPTLightningModule(L.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         values = dict(datamodule.collected) if datamodule is not None else {}
         watched = [*self.watched.items(), ("loss", self.loss), ("grad_norm", self.grad_norm)]
+        if self.critic is not None:
+            watched.append(("explained_variance", self.explained_variance))
         for name, metric in watched:
             values[f"train/{name}"] = metric.compute()
             metric.reset()

@@ -39,6 +39,23 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Perturbation:
+    """Gaussian noise on where the movable objects of an initial state stand.
+
+    Attributes:
+        object_noise: Its standard deviation (m) along each of the two horizontal axes.
+        seed: Entropy that it depends on alone.
+    """
+
+    object_noise: float
+    seed: tuple[int, ...]
+
+    def offsets(self, objects: int) -> np.ndarray:
+        """How far to move each of so many objects, (objects, 2) in metres."""
+        return np.random.default_rng(self.seed).normal(0.0, self.object_noise, (objects, 2))
+
+
+@dataclass(frozen=True)
 class Context:
     """Where an episode starts (paper section 3: a task, its instruction, an initial state).
 
@@ -48,12 +65,14 @@ class Context:
         init_state: Flattened simulator state (1 + nq + nv,) float64, or None when the environment
             samples a reset from `seed`.
         seed: Seed of a sampled reset; unused when `init_state` is given.
+        perturbation: Moves the objects of that state before they settle; test states have none.
     """
 
     task: Task
     index: int
     init_state: np.ndarray | None = None
     seed: int = 0
+    perturbation: Perturbation | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +141,7 @@ class Minibatch:
         record: The policy's record of each decision, name -> (N, ...).
         old_log_probs: (N, T) float32, from rollout time.
         advantages: (N,) float32.
+        returns: (N,) float32 in [0, 1], what a critic is to predict.
         weights: (N, T) float32: each token's share of the loss before division by `normalizer`;
             0 for padding.
         normalizer: Sum of the weights over the whole minibatch on all ranks, so that neither the
@@ -132,6 +152,7 @@ class Minibatch:
     record: dict[str, Tensor]
     old_log_probs: Tensor
     advantages: Tensor
+    returns: Tensor
     weights: Tensor
     normalizer: float
     is_last: bool
@@ -143,5 +164,6 @@ class Minibatch:
             record={name: value.to(device) for name, value in self.record.items()},
             old_log_probs=self.old_log_probs.to(device),
             advantages=self.advantages.to(device),
+            returns=self.returns.to(device),
             weights=self.weights.to(device),
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.suites import bddl_path
-from lightning_ript.types import Context
+from lightning_ript.types import Context, Perturbation
 
 CHUNK = 8
 CHUNKS = 13  # 104 steps
@@ -104,6 +104,14 @@ def in_the_basket(env, context):
     return dataclasses.replace(context, init_state=state)
 
 
+def objects(env):
+    """Where the movable objects stand, (objects, 3), in the order of the simulator's joints."""
+    sim = env.problem.sim
+    things = env.problem.objects_dict.values()
+    addresses = sorted(sim.model.get_joint_qpos_addr(thing.joints[-1])[0] for thing in things)
+    return np.array([sim.data.qpos[a : a + 3] for a in addresses])
+
+
 def main(assets, output):
     spec = LiberoSpec("libero_object", [0, 1, 2], image_size=64, mode="exact", assets=assets)
     task, other, third = spec.tasks()
@@ -146,6 +154,12 @@ def main(assets, output):
     keep("again", run_ours(fast, contexts[0]))
     found["sampled_again"] = observation_bits(fast.reset(sampled))
     found["sampled_many"] = [fast.sample_state(task, seed) for seed in range(50)]
+
+    for name, context in (("tested", contexts[0]), ("drawn", sampled)):
+        moved = dataclasses.replace(context, perturbation=Perturbation(0.01, (0, 1)))
+        for kind, start in (("plain", context), ("moved", moved), ("again", moved)):
+            found[f"{name}_{kind}_first"] = observation_bits(fast.reset(start))
+            found[f"{name}_{kind}_objects"] = objects(fast)
 
     fast.reset(in_the_basket(fast, contexts[0]), record=True)
     result = fast.step_chunk(np.tile([0.0, 0, 0, 0, 0, 0, -1], (8, 1)))

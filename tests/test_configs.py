@@ -21,6 +21,11 @@ COMMANDS = [
     ("fit", QUICKSTART),
     ("validate", [*QUICKSTART, "quickstart/before"]),
     ("validate", [*QUICKSTART, "quickstart/after"]),
+    *[
+        ("fit", [*below, f"ablations/{name}"])
+        for below in (["toy"], QUICKSTART)
+        for name in ("critic", "no_dynamic_sampling", "initial_state_noise")
+    ],
 ]
 # What the files leave for the user to say.
 DEMONSTRATIONS = {"quest/autoencoder", "quest/sft", "quickstart/autoencoder", "quickstart/sft"}

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_ript.envs.libero import LiberoSpec, graphics
 from lightning_ript.envs.libero.assets import ASSETS_VARIABLE, cache_folder
+from lightning_ript.types import Perturbation
 
 ROOT = Path(__file__).parents[1]
 REAL_ASSETS = Path(os.environ.get(ASSETS_VARIABLE, ROOT / "../shared/libero-assets"))
@@ -179,6 +180,21 @@ class TestSimulator:
             seen["sampled_many"][:, arm].mean(0), states[:, arm].mean(0), atol=0.015
         )
         np.testing.assert_allclose(seen["sampled_many"][:, arm].std(0), 0.02, rtol=0.4)
+
+    @pytest.mark.parametrize("state", ["tested", "drawn"])
+    def test_a_perturbation_moves_every_object_in_the_plane(self, seen, state):
+        before, after = seen[f"{state}_plain_objects"], seen[f"{state}_moved_objects"]
+        offsets = Perturbation(0.01, (0, 1)).offsets(len(before))
+        assert len(before) > 3
+        # They have settled since, each in a slightly different way.
+        np.testing.assert_allclose((after - before)[:, :2], offsets, atol=2e-3)
+        np.testing.assert_allclose(after[:, 2], before[:, 2], atol=2e-3)
+
+    @pytest.mark.parametrize("state", ["tested", "drawn"])
+    def test_a_perturbed_context_always_starts_alike(self, seen, state):
+        first = seen[f"{state}_moved_first"]
+        np.testing.assert_array_equal(seen[f"{state}_again_first"], first)
+        assert (seen[f"{state}_plain_first"] != first).sum() > 100  # it shows in the pictures
 
     def test_success_ends_the_chunk(self, seen):
         assert seen["success"]

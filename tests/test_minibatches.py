@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_ript.advantages import group_credit
 from lightning_ript.minibatches import MinibatchSchedule, episode_entries
 from lightning_ript.policies.quest import QueSTConfig, QueSTPolicy
 from lightning_ript.ppo import clipped_surrogate
@@ -33,12 +34,14 @@ def schedules(holdings, **changes):
         "episodes_per_minibatch": 4,
         "decisions_per_microbatch": 6,
         "aggregation": "token",
-        "estimator": "leave_one_out",
         "seed": (0, 7),
     } | changes
     entries = [e for rank, held in enumerate(holdings) for e in episode_entries(held, rank)]
+    credits = [group_credit("leave_one_out", held) for held in holdings]
     return [
-        MinibatchSchedule(held, entries, rank, len(holdings), FILLER, TOKENS, **settings)
+        MinibatchSchedule(
+            held, entries, rank, len(holdings), FILLER, TOKENS, credit=credits[rank], **settings
+        )
         for rank, held in enumerate(holdings)
     ]
 
@@ -105,6 +108,7 @@ def test_ranks_take_the_same_number_of_steps(groups):
         assert batch.record is FILLER
         assert not batch.weights.any()
         assert not batch.advantages.any()
+        assert batch.returns.shape == (1,)
     assert max(len(b.advantages) for b in ranks[0]) <= 6
 
 
@@ -135,6 +139,7 @@ def test_rows_keep_their_own_advantage_and_log_probs(groups):
         for row, i in enumerate(batch.record["id"].tolist()):
             number, k, decision = i // 1000, i // 100 % 10, i % 100
             assert batch.advantages[row].item() == pytest.approx(expected[number][k])
+            assert batch.returns[row] == by_number[number].rewards[k]
             old = by_number[number].rollouts[k].log_probs[decision]
             assert torch.equal(batch.old_log_probs[row], old)
 
@@ -182,9 +187,8 @@ def test_loss_and_gradient_of_quest_equal_the_reference(aggregation):
         old = golden["ppo.old_log_probs"][k, :steps_]
         rollouts.append(Rollout(context, k, success, steps_, record, old))
     group = RolloutGroup(context, tuple(rollouts))
-    schedule = MinibatchSchedule(
-        [group], episode_entries([group], 0), 0, 1, {}, 8, 1, 8, 3, aggregation, "leave_one_out", ()
-    )
+    entries, credit = episode_entries([group], 0), group_credit("leave_one_out", [group])
+    schedule = MinibatchSchedule([group], entries, 0, 1, {}, 8, 1, 8, 3, aggregation, credit, ())
     assert len(schedule) > 2
     total = 0.0
     for batch in schedule:

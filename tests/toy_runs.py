@@ -54,7 +54,9 @@ def history(run_dir):
 
 
 def weights(run):
-    return {n: v for n, v in run["state_dict"].items() if n.startswith("policy.net")}
+    """Those that are learned."""
+    learned = ("policy.net", "critic.net")
+    return {n: v for n, v in run["state_dict"].items() if n.startswith(learned)}
 
 
 def assert_same_state(run, other):

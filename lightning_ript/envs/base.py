@@ -36,7 +36,8 @@ class Environment(Protocol):
         """Starts an episode and returns the first observation, after any settling steps.
 
         Args:
-            context: Where to start; the same context gives the same episode.
+            context: Where to start; the same context gives the same episode. Its `perturbation`,
+                if it has one, moves the objects.
             record: Whether `step_chunk` returns a frame per control step.
         """
 

@@ -63,10 +63,15 @@ class ToyEnvironment:
     """A point that has to reach a goal; actions (2,) are clipped to [-1, 1]."""
 
     def reset(self, context: Context, record: bool = False) -> Observation:
-        """Draws start and goal from the context's seed, or takes them from `init_state` (4,)."""
+        """Draws start and goal from the context's seed, or takes them from `init_state` (4,).
+
+        The goal is the one object that a perturbation can move.
+        """
         rng = np.random.default_rng([context.task.index, context.seed])
         state = rng.uniform(-0.5, 0.5, 4) if context.init_state is None else context.init_state
         self._point, self._goal = np.array(state[:2]), np.array(state[2:])
+        if context.perturbation is not None:
+            self._goal += context.perturbation.offsets(1)[0]
         turn = context.task.index * np.pi / 2
         self._axes = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         self._record = record

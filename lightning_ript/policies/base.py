@@ -58,6 +58,29 @@ class PolicyAdapter(nn.Module, ABC):
             and the entropy of each token's distribution (N, T).
         """
 
+    @property
+    def feature_size(self) -> int:
+        """Width F of `features`. Optional, as these are.
+
+        Raises:
+            TypeError: If the policy has none.
+        """
+        raise self._featureless()
+
+    def features(self, record: dict[str, Tensor]) -> Tensor:
+        """What a critic sees of recorded decisions, (N, F) float; the critic trains none of it.
+
+        Raises:
+            TypeError: If the policy has none.
+        """
+        raise self._featureless()
+
+    def _featureless(self) -> TypeError:
+        return TypeError(
+            f"{type(self).__name__} has no features that a critic could judge decisions by: leave "
+            "model.critic out, or implement feature_size and features."
+        )
+
     def parameter_groups(self) -> list[dict[str, object]]:
         """Parameters that RIPT trains, as optimizer groups; by default all that want gradients."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

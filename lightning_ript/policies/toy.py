@@ -53,7 +53,11 @@ class ToyPolicy(PolicyAdapter):
         logits = self._logits(features)
         indices = sample_tokens(logits, noise) if noise is not None else logits.argmax(-1)
         log_probs = logits.log_softmax(-1).gather(-1, indices.unsqueeze(-1)).squeeze(-1)
-        record = {"features": features, "indices": indices}
+        record = {
+            "features": features,
+            "to_goal": torch.from_numpy(to_goal).to(features),
+            "indices": indices,
+        }
         return Decisions(self.directions[indices], record, log_probs)
 
     def log_prob(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -61,6 +65,15 @@ class ToyPolicy(PolicyAdapter):
         log_softmax = self._logits(record["features"]).log_softmax(-1)
         chosen = log_softmax.gather(-1, record["indices"].unsqueeze(-1)).squeeze(-1)
         return chosen, -(log_softmax.exp() * log_softmax).sum(-1)
+
+    @property
+    def feature_size(self) -> int:
+        """What the policy sees, and how far it is."""
+        return 2 * _TASK_SLOTS + 2
+
+    def features(self, record: dict[str, Tensor]) -> Tensor:
+        """The heading in its task's places, and the way to the goal, on which success depends."""
+        return torch.cat([record["features"], record["to_goal"]], dim=-1)
 
     def _logits(self, features: Tensor) -> Tensor:
         return self.net(features).unflatten(-1, (self.chunk, 8))

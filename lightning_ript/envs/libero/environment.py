@@ -59,7 +59,7 @@ class LiberoEnvironment:
         state = context.init_state
         if state is None:
             state = simulation.sample_state(context.seed, self._spec.init_joint_noise)
-        simulation.reset(np.asarray(state, dtype=np.float64))
+        simulation.reset(np.asarray(state, dtype=np.float64), context.perturbation)
         self._record = record
         steps = self._spec.settle_steps
         for step in range(steps):

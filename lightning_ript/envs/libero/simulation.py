@@ -23,7 +23,7 @@ from lightning_ript.envs.libero.cameras import Cameras
 from lightning_ript.envs.libero.fast_step import FastStepper
 from lightning_ript.envs.libero.graphics import Render
 from lightning_ript.envs.libero.suites import bddl_path
-from lightning_ript.types import Observation, Task
+from lightning_ript.types import Observation, Perturbation, Task
 
 CONTROL_HZ = 20
 ARM_JOINTS = 7
@@ -80,11 +80,13 @@ class TaskSimulation:
         if self._fast is None:
             self._add_observer()
 
-    def reset(self, state: np.ndarray) -> None:
+    def reset(self, state: np.ndarray, perturbation: Perturbation | None = None) -> None:
         """Puts everything back as LIBERO's reset left it, then sets the physical state.
 
         Args:
             state: Flattened state (1 + nq + nv,): time, positions, velocities.
+            perturbation: Moves every object on a free joint, at the height and with the rotation it
+                has. Objects that end up in one another are pushed apart by the physics.
 
         Raises:
             ValueError: If the state does not fit the model.
@@ -95,6 +97,8 @@ class TaskSimulation:
                 f"an initial state of shape {state.shape} was given, but this task's are "
                 f"{size} finite numbers: it belongs to another task or other assets."
             )
+        if perturbation is not None:
+            state = self._move_objects(state, perturbation)
         self._restore()
         self.libero.set_init_state(state)
         if self._fast is not None:
@@ -167,6 +171,13 @@ class TaskSimulation:
         """Frees the simulator and its GL context."""
         self._cameras.close()
         self.libero.close()
+
+    def _move_objects(self, state: np.ndarray, perturbation: Perturbation) -> np.ndarray:
+        free = self.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE
+        x = 1 + self.model.jnt_qposadr[free]  # after the time; y comes next
+        moved = state.copy()
+        moved[np.stack([x, x + 1], axis=1)] += perturbation.offsets(len(x))
+        return moved
 
     def _place(self) -> dict[str, Any]:
         """Samples placements until all objects find room, as LIBERO does, but not for ever."""

@@ -107,6 +107,15 @@ class QueSTPolicy(PolicyAdapter):
         logits = self.model.prior_logits(record["context"], record["indices"])
         return self._score(logits, record)
 
+    @property
+    def feature_size(self) -> int:
+        """Two context tokens."""
+        return 2 * self.model.config.embed_dim
+
+    def features(self, record: dict[str, Tensor]) -> Tensor:
+        """The context tokens side by side, (N, 2 D)."""
+        return record["context"].flatten(1)
+
     def encode_observations(
         self, observations: Sequence[Observation], tasks: Sequence[Task]
     ) -> Tensor:
