@@ -7,7 +7,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from tqdm import tqdm
 
 from lightning_ript.callbacks.evaluation_report import describe_environment
 from lightning_ript.datamodule import RolloutDataModule
@@ -15,6 +14,7 @@ from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.evaluation import EvaluationResult, SuccessRate
 from lightning_ript.evaluation_rollouts import evaluation_starts, run_evaluation
+from lightning_ript.progress import progress_bar
 from lightning_ript.reports.rows import pooled, result_rows
 from lightning_ript.reports.tables import Row, write_csv
 from lightning_ript.run_directory import sweep_table_path
@@ -143,13 +143,12 @@ class EvaluationSweep(Callback):
             datamodule.num_workers,
             datamodule.check_sigterm,
         )
-        bar = tqdm(
+        bar = progress_bar(
             rollouts,
             desc=f"sweep: {name}, seed {seed}",
             unit="episode",
             total=len(mine),
             disable=trainer.global_rank > 0 or trainer.progress_bar_callback is None,
-            dynamic_ncols=True,
         )
         for rollout in bar:
             metric.update(metric.tasks.index(rollout.context.task), rollout.success, rollout.steps)

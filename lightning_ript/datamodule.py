@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from tqdm import tqdm
 
 from lightning_ript.context_queue import ContextQueue, make_queue
 from lightning_ript.contexts import ContextSource, SampledContexts
@@ -28,6 +27,7 @@ from lightning_ript.evaluation_rollouts import (
 )
 from lightning_ript.minibatches import EpisodeEntry, MinibatchSchedule, episode_entries
 from lightning_ript.module import RIPTLightningModule
+from lightning_ript.progress import progress_bar
 from lightning_ript.rollouts import Collection, acting, collect_groups
 from lightning_ript.types import Context, Minibatch, Perturbation, Rollout
 
@@ -265,11 +265,10 @@ class RolloutDataModule(L.LightningDataModule):
     def _collect(self, trainer: L.Trainer, iteration: int) -> Collection:
         first = self._next_context
         queue = make_queue(f"iteration{iteration}", first, self.groups_wanted, self.max_contexts)
-        bar = tqdm(
+        bar = progress_bar(
             desc=f"iteration {iteration}: collecting",
             unit="episode",
             disable=trainer.global_rank > 0 or trainer.progress_bar_callback is None,
-            dynamic_ncols=True,
         )
         successes = 0
 

@@ -17,6 +17,7 @@ from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.assets import resolve_assets
 from lightning_ript.envs.libero.graphics import Render
 from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.progress import progress_bar
 from lightning_ript.types import Context, Task
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,9 @@ def collect_demos(
     if missing:
         pool = RecorderPool(RecorderSpec(libero, noise), min(workers, missing))
         wanted = demos * len(writers)
-        bar = tqdm(total=wanted, initial=wanted - missing, desc="demonstrations", unit="demo")
+        bar = progress_bar(
+            total=wanted, initial=wanted - missing, desc="demonstrations", unit="demo"
+        )
         with pool, bar:
             failures = [_collect_task(writer, demos, seed, pool, bar) for writer in writers]
     results = []
