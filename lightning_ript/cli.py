@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from zipfile import is_zipfile
 
@@ -22,6 +23,7 @@ from lightning_ript.command_errors import (
     LightningCommandParser,
     one_sentence_errors,
 )
+from lightning_ript.hub import local_file
 from lightning_ript.policies.quest.checkpoint import is_official, load_official
 
 _CHECKPOINTS = "checkpoints"
@@ -50,7 +52,7 @@ class RIPTCLI(LightningCLI):
         """Finds the checkpoint, and refuses a bad one before anything is built.
 
         Raises:
-            FileNotFoundError: If there is no checkpoint of that name.
+            OSError: If there is no checkpoint of that name, here or on the hub.
             ValueError: If it is damaged.
         """
         super().parse_arguments(parser, args)
@@ -61,6 +63,8 @@ class RIPTCLI(LightningCLI):
         path = settings.ckpt_path
         if path is None or path in ("best", "last"):
             return
+        # Lightning would read a file of the hub as a stream, at every start anew.
+        settings.ckpt_path = path = str(local_file(path))
         if not Path(path).is_file():
             raise FileNotFoundError(f"--ckpt_path names {path}, which does not exist.")
         if not is_zipfile(path):  # as everything that torch.save has written since 2020
@@ -119,26 +123,44 @@ def _fit(arguments: list[str]) -> None:
         sys.exit("Stopped by SIGTERM; the same command goes on from the last finished epoch.")
 
 
-def _collect_demos(arguments: list[str]) -> None:
-    from lightning_ript.demos.collect import collect_demos
+def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
+    """A command that is a function, or has several as subcommands; imported when it is called."""
 
-    auto_cli(
-        collect_demos,
-        args=arguments,
-        prog="lightning-ript collect-demos",
-        parser_class=CommandParser,
-    )
+    def run(arguments: list[str]) -> None:
+        found = [resolve_name(f"lightning_ript.{function}") for function in functions]
+        auto_cli(
+            found if len(found) > 1 else found[0],
+            args=arguments,
+            prog=f"lightning-ript {command}",
+            parser_class=CommandParser,
+        )
+
+    return run
 
 
-def _report(arguments: list[str]) -> None:
-    from lightning_ript.report import report
+def _export(arguments: list[str]) -> None:
+    from lightning_ript.policies.quest.export import export
 
-    auto_cli(report, args=arguments, prog="lightning-ript report", parser_class=CommandParser)
+    parser = CommandParser(prog="lightning-ript export", description=export.__doc__)
+    parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
+    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
+    export(**parser.parse_args(arguments).as_dict())
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "collect-demos": (_collect_demos, "run the scripted expert and write LIBERO HDF5 files"),
-    "report": (_report, "summarize a run: success before and after, curve, videos"),
+    "collect-demos": (
+        _own("collect-demos", "demos.collect:collect_demos"),
+        "run the scripted expert and write LIBERO HDF5 files",
+    ),
+    "data": (
+        _own("data", "demos.published:download", "demos.check:check"),
+        "download LIBERO's demonstrations; check those in a folder",
+    ),
+    "export": (_export, "write a QueST checkpoint in the official format"),
+    "report": (
+        _own("report", "report:report"),
+        "summarize a run: success before and after, curve, videos",
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from lightning_ript.cli import main
 from lightning_ript.demos.hdf5 import read_init_states
 from lightning_ript.envs.libero import graphics
 
+COMMANDS = ["collect-demos", "data", "export", "report", "fit", "validate"]
 LIBERO = "lightning_ript.envs.libero.LiberoSpec"
 DEMONSTRATIONS = "lightning_ript.contexts.DemonstrationContexts"
 
@@ -81,9 +82,9 @@ def test_bad_libero_settings(capsys, tmp_path, setting, said):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("turn_0_demo.hdf5", "no demonstration file"),
+        ("turn_0_demo.hdf5", "no file of demonstrations"),
         ("turn_90_demo.hdf5", "turn_90_demo.hdf5 is damaged or no HDF5 file"),
-        ("fly_demo.hdf5", "not a task of the environment"),
+        ("fly_demo.hdf5", "not a task to use here"),
     ],
 )
 def test_bad_demonstrations(capsys, tmp_path, name, said):
@@ -91,6 +92,7 @@ def test_bad_demonstrations(capsys, tmp_path, name, said):
     with h5py.File(whole, "w") as file:
         file["data/demo_0/states"] = torch.zeros(5000, 3).numpy()
     (tmp_path / "turn_90_demo.hdf5").write_bytes(whole.read_bytes()[:10_000])
+    (tmp_path / "fly_demo.hdf5").touch()
     line = refusal(
         capsys,
         "fit",
@@ -148,11 +150,11 @@ def test_debugging_brings_the_traceback_back(monkeypatch, tmp_path):
 def test_help(capsys):
     main([])
     said = capsys.readouterr().out
-    for command in ("collect-demos", "report", "fit", "validate"):
+    for command in COMMANDS:
         assert command in said
 
 
-@pytest.mark.parametrize("command", ["collect-demos", "report", "fit", "validate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_commands(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -160,9 +162,10 @@ def test_help_of_commands(capsys, command):
     assert "--" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["fitt", "report", "collect-demos"])
+@pytest.mark.parametrize("command", ["fitt", "report", "collect-demos", "export", "data check"])
 def test_bad_commands(capsys, command):
-    assert "--nonsense" in refusal(capsys, command, "--nonsense=1") or command == "fitt"
+    said = refusal(capsys, *command.split(), "--nonsense=1")
+    assert "--nonsense" in said or command == "fitt"
 
 
 def test_the_program_says_one_line_and_no_more(tmp_path):
