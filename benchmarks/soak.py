@@ -13,11 +13,11 @@ import os
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
 from jsonargparse import auto_cli
+from measuring.processes import pss_mib
 
 from lightning_ript.contexts import SampledContexts
 from lightning_ript.envs.libero import LiberoSpec
@@ -45,15 +45,6 @@ class RandomPolicy(PolicyAdapter):
     def log_prob(self, record):  # type: ignore[no-untyped-def]
         """Never asked for."""
         raise NotImplementedError
-
-
-def megabytes(pid: int | str = "self") -> float:
-    """Memory that a process has to itself and its share of what it shares (PSS); 0 once killed."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except ProcessLookupError:
-        return 0.0
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def main(
@@ -85,18 +76,18 @@ def main(
     stream = (Episode(source.context(n, spec, seed), n, (seed, n)) for n in range(episodes))
     seen: Counter[int] = Counter()
     kills, started = 0, time.monotonic()
-    sys.stdout.write("| episodes | kills | minutes | main MB | workers MB | open files |\n")
+    sys.stdout.write("| episodes | kills | minutes | main MiB | workers MiB | open files |\n")
     sys.stdout.write("|---|---|---|---|---|---|\n")
     with EnvironmentPool(spec, workers) as pool:
         for rollout in run_episodes(RandomPolicy(), pool, stream, max_steps):
             seen[rollout.k] += 1
             alive = pool.processes
             if seen.total() % max(1, episodes // REPORTS) == 0:
-                sizes = " + ".join(f"{megabytes(process.pid):.0f}" for process in alive)
+                sizes = " + ".join(f"{pss_mib(process.pid):.0f}" for process in alive)
                 files = len(os.listdir("/proc/self/fd"))
                 minutes = (time.monotonic() - started) / 60
                 sys.stdout.write(
-                    f"| {seen.total()} | {kills} | {minutes:.1f} | {megabytes():.0f} | {sizes} | "
+                    f"| {seen.total()} | {kills} | {minutes:.1f} | {pss_mib():.0f} | {sizes} | "
                     f"{files} |\n"
                 )
                 sys.stdout.flush()

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from zipfile import is_zipfile
 
@@ -22,6 +23,7 @@ from lightning_ript.command_errors import (
     LightningCommandParser,
     one_sentence_errors,
 )
+from lightning_ript.hub import local_file
 from lightning_ript.policies.quest.checkpoint import is_official, load_official
 
 _CHECKPOINTS = "checkpoints"
@@ -50,7 +52,7 @@ class RIPTCLI(LightningCLI):
         """Finds the checkpoint, and refuses a bad one before anything is built.
 
         Raises:
-            FileNotFoundError: If there is no checkpoint of that name.
+            OSError: If there is no checkpoint of that name, here or on the hub.
             ValueError: If it is damaged.
         """
         super().parse_arguments(parser, args)
@@ -59,7 +61,7 @@ class RIPTCLI(LightningCLI):
         if self.config.subcommand == "fit" and settings.ckpt_path is None and last.exists():
             settings.ckpt_path = str(last)
         if settings.ckpt_path not in (None, "best", "last"):
-            check_checkpoint(settings.ckpt_path, "--ckpt_path")
+            settings.ckpt_path = check_checkpoint(settings.ckpt_path, "--ckpt_path")
 
     @property
     def _settings(self) -> Any:
@@ -122,21 +124,28 @@ class RIPTCLI(LightningCLI):
         return None
 
 
-def check_checkpoint(path: str, setting: str) -> None:
-    """Refuses a file that cannot be a checkpoint.
+def check_checkpoint(place: str, setting: str) -> str:
+    """Finds a checkpoint and refuses a file that cannot be one.
+
+    Lightning would read a file of the hub as a stream, at every start anew.
 
     Args:
-        path: The file.
+        place: A file, or its address on the hub, see `hub.local_file`.
         setting: The setting that names it.
 
+    Returns:
+        The file.
+
     Raises:
-        FileNotFoundError: If there is no file of that name.
+        OSError: If there is none, here or on the hub.
         ValueError: If it is damaged.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{setting} names {path}, which does not exist.")
+    path = local_file(place)
+    if not path.is_file():
+        raise FileNotFoundError(f"{setting} names {place}, which does not exist.")
     if not is_zipfile(path):  # as everything that torch.save has written since 2020
-        raise ValueError(f"{path} is damaged or no checkpoint: delete it or name another.")
+        raise ValueError(f"{place} is damaged or no checkpoint: delete it or name another.")
+    return str(path)
 
 
 def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch") -> None:
@@ -163,21 +172,28 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
         sys.exit(f"Stopped by SIGTERM; the same command goes on from the last finished {unit}.")
 
 
-def _collect_demos(arguments: list[str]) -> None:
-    from lightning_ript.demos.collect import collect_demos
+def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
+    """A command that is a function, or has several as subcommands; imported when it is called."""
 
-    auto_cli(
-        collect_demos,
-        args=arguments,
-        prog="lightning-ript collect-demos",
-        parser_class=CommandParser,
-    )
+    def run(arguments: list[str]) -> None:
+        found = [resolve_name(f"lightning_ript.{function}") for function in functions]
+        auto_cli(
+            found if len(found) > 1 else found[0],
+            args=arguments,
+            prog=f"lightning-ript {command}",
+            parser_class=CommandParser,
+        )
+
+    return run
 
 
-def _report(arguments: list[str]) -> None:
-    from lightning_ript.reports.summary import report
+def _export(arguments: list[str]) -> None:
+    from lightning_ript.policies.quest.export import export
 
-    auto_cli(report, args=arguments, prog="lightning-ript report", parser_class=CommandParser)
+    parser = CommandParser(prog="lightning-ript export", description=export.__doc__)
+    parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
+    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
+    export(**parser.parse_args(arguments).as_dict())
 
 
 def _sweep(arguments: list[str]) -> None:
@@ -202,8 +218,19 @@ def _compare(arguments: list[str]) -> None:
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "collect-demos": (_collect_demos, "run the scripted expert and write LIBERO HDF5 files"),
-    "report": (_report, "summarize a run: success before and after, curve, videos"),
+    "collect-demos": (
+        _own("collect-demos", "demos.collect:collect_demos"),
+        "run the scripted expert and write LIBERO HDF5 files",
+    ),
+    "data": (
+        _own("data", "demos.published:download", "demos.check:check"),
+        "download LIBERO's demonstrations; check those in a folder",
+    ),
+    "export": (_export, "write a QueST checkpoint in the official format"),
+    "report": (
+        _own("report", "reports.summary:report"),
+        "summarize a run: success before and after, curve, videos",
+    ),
     "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
     "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
 }

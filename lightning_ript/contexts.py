@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_ript.demos.few_shot import few_shot
+from lightning_ript.demos.find_files import find_files, task_name
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.types import Context, Task
 
@@ -68,14 +70,18 @@ class DemonstrationContexts(_FixedContexts):
     """The first states of demonstrations, as the reference trains on.
 
     Args:
-        files: LIBERO HDF5 files, `<task name>_demo.hdf5`.
-        per_task: Use only the first so many demonstrations of each task.
+        files: LIBERO HDF5 files, `<task name>_demo.hdf5`, or folders with one for each task of the
+            environment.
+        per_task: Use only so many demonstrations of each task, evenly spaced over its file: those
+            that `DemonstrationDataModule` takes for as many `demonstrations_per_file`.
     """
 
     def __init__(self, files: Sequence[Path], per_task: int | None = None) -> None:
         super().__init__()
         if not files:
             raise ValueError("DemonstrationContexts.files is empty: name at least one HDF5 file.")
+        if per_task is not None and per_task < 1:
+            raise ValueError(f"DemonstrationContexts.per_task is {per_task}: set it to 1 or more.")
         self.files = [Path(file) for file in files]
         self.per_task = per_task
 
@@ -84,15 +90,10 @@ class DemonstrationContexts(_FixedContexts):
 
         by_name: dict[str, Task] = {task.name: task for task in environment.tasks()}
         contexts: list[Context] = []
-        for file in self.files:
-            name = file.name.removesuffix("_demo.hdf5")
-            if name not in by_name:
-                raise ValueError(
-                    f"{file} holds demonstrations of '{name}', which is not a task of the "
-                    f"environment ({', '.join(by_name)}): name other files or other tasks."
-                )
-            for state in read_init_states(file)[: self.per_task]:
-                contexts.append(Context(by_name[name], len(contexts), state))
+        for file in find_files(self.files, environment.tasks()):
+            states = read_init_states(file)
+            for i in few_shot(file, len(states), self.per_task):
+                contexts.append(Context(by_name[task_name(file)], len(contexts), states[i]))
         return contexts
 
 

@@ -169,6 +169,7 @@ class RolloutDataModule(L.LightningDataModule):
         if stage == "fit":
             self.contexts.check(self.environment)
             self._iteration = -1
+        self.module.policy.prepare(self.environment.tasks())
         self.module.success_rate.reset_tasks(self.environment.tasks())
 
     @property

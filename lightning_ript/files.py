@@ -1,4 +1,4 @@
-"""Writing result files so that a killed run never leaves half of one."""
+"""Where generated files go, and writing them so that a killed run never leaves half of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where the project keeps what it can make again: `$XDG_CACHE_HOME/lightning-ript`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lightning-ript"
 
 
 @contextmanager

@@ -37,6 +37,19 @@ def test_both_schedules_take_the_same_steps(tmp_path, padding):
     assert "decision steps/s" in printed
 
 
+@pytest.mark.parametrize("storage", ["contiguous", "gzip", "sparse"])
+def test_the_loader_of_demonstrations(tmp_path, storage):
+    size = ["--tasks=2", "--demonstrations=2", "--image_size=16", "--batch_size=8"]
+    output = tmp_path / "demonstrations.json"
+    run_ = ["demonstrations.py", output, *size, "--workers=1", "--seconds=0.5"]
+    found, printed = run(*run_, f"--storage={storage}")
+    assert 100 <= found["steps"] / 2 <= 200  # one demonstration of each file is held out
+    memory = found["peak_memory_mib"]
+    assert len(memory["workers"]) == 1
+    assert all_positive([found["steps_per_second"], memory["main"], *memory["workers"]])
+    assert "steps/s" in printed
+
+
 @pytest.mark.libero
 def test_all_variants_run_the_same_episode(tmp_path):
     assets = build_standins(tmp_path)

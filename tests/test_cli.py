@@ -15,8 +15,8 @@ from lightning_ript.cli import main
 from lightning_ript.demos.hdf5 import read_init_states
 from lightning_ript.envs.libero import graphics
 
+COMMANDS = ["collect-demos", "data", "export", "report", "sweep", "compare", "fit", "validate"]
 LIBERO = "lightning_ript.envs.libero.LiberoSpec"
-COMMANDS = ["collect-demos", "report", "sweep", "compare", "fit", "validate"]
 DEMONSTRATIONS = "lightning_ript.contexts.DemonstrationContexts"
 
 
@@ -82,9 +82,9 @@ def test_bad_libero_settings(capsys, tmp_path, setting, said):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("turn_0_demo.hdf5", "no demonstration file"),
+        ("turn_0_demo.hdf5", "no file of demonstrations"),
         ("turn_90_demo.hdf5", "turn_90_demo.hdf5 is damaged or no HDF5 file"),
-        ("fly_demo.hdf5", "not a task of the environment"),
+        ("fly_demo.hdf5", "not a task to use here"),
     ],
 )
 def test_bad_demonstrations(capsys, tmp_path, name, said):
@@ -92,6 +92,7 @@ def test_bad_demonstrations(capsys, tmp_path, name, said):
     with h5py.File(whole, "w") as file:
         file["data/demo_0/states"] = torch.zeros(5000, 3).numpy()
     (tmp_path / "turn_90_demo.hdf5").write_bytes(whole.read_bytes()[:10_000])
+    (tmp_path / "fly_demo.hdf5").touch()
     line = refusal(
         capsys,
         "fit",
@@ -161,9 +162,12 @@ def test_help_of_commands(capsys, command):
     assert "--" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["fitt", "report", "collect-demos", "sweep", "compare"])
+@pytest.mark.parametrize(
+    "command", ["fitt", "report", "collect-demos", "sweep", "compare", "export", "data check"]
+)
 def test_bad_commands(capsys, command):
-    assert "--nonsense" in refusal(capsys, command, "--nonsense=1") or command == "fitt"
+    said = refusal(capsys, *command.split(), "--nonsense=1")
+    assert "--nonsense" in said or command == "fitt"
 
 
 def test_the_program_says_one_line_and_no_more(tmp_path):

@@ -19,6 +19,7 @@ from test_supervised import TASK, write_demonstrations
 
 from lightning_ript.cli import main
 from lightning_ript.envs.libero.assets import HUB_DATASET, cache_folder
+from lightning_ript.envs.libero.suites import suite_tasks
 from lightning_ript.module import RIPTLightningModule
 from lightning_ript.policies.quest import QueSTConfig, QueSTPolicy, save_official
 
@@ -120,8 +121,18 @@ def workspace(tmp_path_factory):
     trainer.strategy.connect(RIPTLightningModule(policy))
     for stage in ("sft", "ript"):
         trainer.save_checkpoint(root / f"runs/quickstart/seed0/{stage}/checkpoints/last.ckpt")
+
+    def snapshot_download(_repo, *, allow_patterns, local_dir, **_settings):
+        (suite,) = (pattern.partition("/")[0] for pattern in allow_patterns)
+        (local_dir / suite).mkdir(parents=True)
+        for task in suite_tasks(suite):
+            write_demonstrations(local_dir / suite / f"{task.name}_demo.hdf5", lengths=(5,))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        # The hub has whatever is asked for.
+        patch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(root / "quest.pth"))
+        patch.setattr("huggingface_hub.snapshot_download", snapshot_download)
         yield root
 
 

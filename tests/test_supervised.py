@@ -155,11 +155,14 @@ def test_what_the_projects_writer_writes(tmp_path):
 
 def test_split(demonstrations):
     module = data(demonstrations, demonstrations_per_file=2)
-    lengths = [d.num_samples for d in module.training.demonstrations]
+    lengths = [each.demonstration.num_samples for each in module.training.trajectories]
     assert lengths == [20]
+    assert [len(each) for each in (module.training, module.validation)] == [20, 40]
     module = data(demonstrations, validation_fraction=0)
     assert len(module.training) == sum(LENGTHS)
     assert module.val_dataloader() == []
+    one = data(demonstrations, validation_fraction=0, demonstrations_per_file=1)
+    assert (len(one.training), len(one.validation)) == (20, 0)
     with pytest.raises(ValueError, match="1 demonstrations to use, of which 1 would be held out"):
         data(demonstrations, demonstrations_per_file=1)
 

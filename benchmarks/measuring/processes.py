@@ -24,6 +24,15 @@ def memory_mib(pid: int | str, field: str) -> float:
     raise ValueError(f"/proc/{pid}/status has no field {field}.")
 
 
+def pss_mib(pid: int | str = "self") -> float:
+    """Memory a process has to itself and its share of what it shares (PSS) in MiB; 0 once dead."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (ProcessLookupError, FileNotFoundError):
+        return 0.0
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / MIB
+
+
 def restart_peak() -> None:
     """Makes `VmHWM` of this process count from now."""
     Path("/proc/self/clear_refs").write_text("5")

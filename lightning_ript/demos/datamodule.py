@@ -2,86 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import lightning as L
-import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from lightning_ript.demos.hdf5 import Demonstration, read_demonstrations
-from lightning_ript.envs.libero.suites import SUITES, suite_tasks
-from lightning_ript.policies.quest.model import CAMERAS, LOWDIM
-
-OBSERVATIONS = {name: f"obs/{name}" for name in (*CAMERAS, *LOWDIM)}
-Arrays = Mapping[str, np.ndarray]
-
-
-class DemonstrationDataset(Dataset[dict[str, Any]]):
-    """Every step of some demonstrations, with the block of actions that begins there.
-
-    A block that reaches beyond the end is filled with the last action, as in the reference.
-
-    Args:
-        demonstrations: The demonstrations.
-        block_size: Actions per block.
-        only_actions: Leave out observations and instruction.
-        in_memory: Read all of it now instead of at every access.
-    """
-
-    def __init__(
-        self,
-        demonstrations: Sequence[Demonstration],
-        block_size: int,
-        only_actions: bool,
-        in_memory: bool,
-    ) -> None:
-        self.demonstrations = demonstrations
-        self.instructions = [instruction(demonstration) for demonstration in demonstrations]
-        self.block_size = block_size
-        self.names = {"actions": "actions"} | ({} if only_actions else OBSERVATIONS)
-        self.only_actions = only_actions
-        self.ends = list(accumulate(demo.num_samples for demo in demonstrations))
-        self._files: dict[tuple[int, Path], h5py.File] = {}
-        self._memory: list[Arrays] | None = None
-        if in_memory:
-            self._memory = [
-                {name: demo.read(path) for name, path in self.names.items()}
-                for demo in demonstrations
-            ]
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number = bisect_right(self.ends, index)
-        demo = self.demonstrations[number]
-        step = index - (self.ends[number] - demo.num_samples)
-        arrays = self._memory[number] if self._memory is not None else self._open(demo)
-        actions = np.asarray(arrays["actions"][step : step + self.block_size], dtype=np.float32)
-        missing = self.block_size - len(actions)
-        item: dict[str, Any] = {"actions": np.pad(actions, ((0, missing), (0, 0)), mode="edge")}
-        if not self.only_actions:
-            item["images"] = {name: arrays[name][step] for name in CAMERAS}
-            item["lowdim"] = {name: np.float32(arrays[name][step]) for name in LOWDIM}
-            item["language"] = self.instructions[number]
-        return item
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
-
-    def _open(self, demo: Demonstration) -> Arrays:
-        # Opened once per process: an open file must not be shared with forked loader workers.
-        place = (os.getpid(), demo.file)
-        if place not in self._files:
-            self._files[place] = h5py.File(demo.file, "r")
-        group = self._files[place]["data"][demo.name]
-        return {name: group[path] for name, path in self.names.items()}
+from lightning_ript.demos.dataset import DemonstrationDataset, Trajectory, load
+from lightning_ript.demos.few_shot import few_shot
+from lightning_ript.demos.find_files import find_files, task_name
+from lightning_ript.demos.hdf5 import demonstrations_in, opened
+from lightning_ript.envs.libero.suites import SUITES, find_tasks, suite_tasks
 
 
 class DemonstrationDataModule(L.LightningDataModule):
@@ -93,21 +26,28 @@ class DemonstrationDataModule(L.LightningDataModule):
     named after, since that is what the policy reads in the simulator; LIBERO's files of
     LIBERO-Object carry another wording. Files named otherwise keep the instruction they carry.
 
+    Actions and proprioception are kept in memory (LIBERO-90's 4,500 demonstrations take 50 MB),
+    pictures are read when they are asked for.
+
     Args:
         files: HDF5 files, or folders of such.
-        batch_size: Steps per batch and rank.
+        suite: Use only files of this suite's tasks; a folder must hold all of them.
+        task_subset: Of these tasks, names or numbers in the suite; the whole suite by default.
+        batch_size: Steps per batch over all ranks.
         validation_fraction: Part of each file's demonstrations, at least one, that is held out; its
             last ones. 0 for none.
-        demonstrations_per_file: Use only the first ones of each file.
+        demonstrations_per_file: Use only so many of each file, evenly spaced over it.
         block_size: Actions per block; the policy's.
         only_actions: Read actions alone, which is all that the autoencoder needs.
-        in_memory: Read everything once; a LIBERO task of 50 demonstrations takes about 0.7 GB.
+        in_memory: Read pictures once, too; a LIBERO task of 50 demonstrations takes about 0.7 GB.
         num_workers: Processes that read beside the trainer's.
     """
 
     def __init__(
         self,
         files: Sequence[str],
+        suite: str | None = None,
+        task_subset: Sequence[int | str] | None = None,
         batch_size: int = 128,
         validation_fraction: float = 0.1,
         demonstrations_per_file: int | None = None,
@@ -129,7 +69,10 @@ class DemonstrationDataModule(L.LightningDataModule):
             raise ValueError(
                 f"demonstrations_per_file is {demonstrations_per_file}; it must be at least 1"
             )
+        if suite is None and task_subset is not None:
+            raise ValueError("task_subset chooses tasks of a suite: set suite, too")
         self.files = files
+        self.tasks = None if suite is None else find_tasks(suite, task_subset)
         self.batch_size = batch_size
         self.validation_fraction = validation_fraction
         self.demonstrations_per_file = demonstrations_per_file
@@ -141,18 +84,27 @@ class DemonstrationDataModule(L.LightningDataModule):
         self.validation: DemonstrationDataset | None = None
 
     def setup(self, stage: str) -> None:
-        """Finds the demonstrations and, if `in_memory`, reads them.
+        """Finds the demonstrations and reads what is to be in memory; opens each file once.
 
         Raises:
-            FileNotFoundError: A file or folder does not exist, or a folder holds no HDF5 file.
-            ValueError: A file is damaged, is not LIBERO's or has too few demonstrations.
+            FileNotFoundError: A file or folder does not exist, or a folder lacks a task's file.
+            ValueError: A file is damaged, is not LIBERO's or has too few demonstrations, or the
+                batch cannot be shared by the ranks.
         """
+        if self.batch_size % self._ranks:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which {self._ranks} processes cannot share "
+                "evenly: set it to a multiple of their number"
+            )
         if self.training is not None:
             return
-        training: list[Demonstration] = []
-        validation: list[Demonstration] = []
-        for file in find_files(self.files):
-            found = read_demonstrations(file)[: self.demonstrations_per_file]
+        training: list[Trajectory] = []
+        validation: list[Trajectory] = []
+        files = find_files(self.files, self.tasks)
+        quiet = self.trainer is not None and self.trainer.global_rank > 0
+        # A bar only where it takes longer than two seconds.
+        for file in tqdm(files, "reading demonstrations", unit="file", delay=2, disable=quiet):
+            found = self._read(file)
             held_out = 0
             if self.validation_fraction:
                 held_out = max(1, round(self.validation_fraction * len(found)))
@@ -161,13 +113,16 @@ class DemonstrationDataModule(L.LightningDataModule):
                     f"{file} has {len(found)} demonstrations to use, of which {held_out} would "
                     "be held out: collect more or lower validation_fraction"
                 )
-            if not self.only_actions:
-                for dataset in OBSERVATIONS.values():
-                    found[0].read(dataset, stop=1)  # refuses a file that lacks it, before training
             training += found[: len(found) - held_out]
             validation += found[len(found) - held_out :]
-        self.training = self._dataset(training)
-        self.validation = self._dataset(validation)
+        self.training = DemonstrationDataset(training, self.block_size, self.only_actions)
+        self.validation = DemonstrationDataset(validation, self.block_size, self.only_actions)
+
+    @property
+    def instructions(self) -> list[str]:
+        """The different instructions of all demonstrations, once they are set up."""
+        datasets = [each for each in (self.training, self.validation) if each is not None]
+        return sorted({each.instruction for found in datasets for each in found.trajectories})
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled steps of the training demonstrations."""
@@ -181,16 +136,31 @@ class DemonstrationDataModule(L.LightningDataModule):
         """Steps of the demonstrations held out, in order; none if nothing is held out."""
         return self._loader(self.validation) if self.validation else []
 
-    def _dataset(self, found: Sequence[Demonstration]) -> DemonstrationDataset:
-        in_memory = self.in_memory or self.only_actions
-        return DemonstrationDataset(found, self.block_size, self.only_actions, in_memory)
+    @property
+    def _ranks(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _read(self, file: Path) -> list[Trajectory]:
+        with opened(file) as data:
+            found = demonstrations_in(file, data)
+            chosen = few_shot(file, len(found), self.demonstrations_per_file)
+            return [
+                load(
+                    found[i],
+                    data,
+                    instruction(file, found[i].language),
+                    self.only_actions,
+                    self.in_memory,
+                )
+                for i in chosen
+            ]
 
     def _loader(
         self, dataset: DemonstrationDataset, shuffle: bool = False, drop_last: bool = False
     ) -> DataLoader[dict[str, Any]]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size // self._ranks,
             shuffle=shuffle,
             drop_last=drop_last,
             num_workers=self.num_workers,
@@ -198,31 +168,10 @@ class DemonstrationDataModule(L.LightningDataModule):
         )
 
 
-def find_files(places: Sequence[str]) -> list[Path]:
-    """Expands folders into the HDF5 files they hold.
+def instruction(file: Path, carried: str) -> str:
+    """Returns the benchmark's instruction of the task that a file is named after.
 
-    Raises:
-        FileNotFoundError: A place does not exist, or a folder holds no HDF5 file.
-        ValueError: No place is given.
+    Or, where no task has that name, the instruction that the file carries.
     """
-    if isinstance(places, str) or not places:
-        raise ValueError(f"files must be a list of HDF5 files or folders, not {places!r}")
-    files: list[Path] = []
-    for place in map(Path, places):
-        found = sorted(place.glob("*.hdf5")) if place.is_dir() else [place]
-        if not found:
-            raise FileNotFoundError(f"The folder {place} holds no .hdf5 file of demonstrations")
-        if not found[0].is_file():
-            raise FileNotFoundError(f"There is no file of demonstrations at {place}")
-        files += found
-    return files
-
-
-def instruction(demonstration: Demonstration) -> str:
-    """Returns the benchmark's instruction of the task that a demonstration's file is named after.
-
-    Or, where no task has that name, the instruction in the file.
-    """
-    name = demonstration.file.stem.removesuffix("_demo")
     tasks = (task for suite in SUITES for task in suite_tasks(suite))
-    return next((task.language for task in tasks if task.name == name), demonstration.language)
+    return next((task.language for task in tasks if task.name == task_name(file)), carried)

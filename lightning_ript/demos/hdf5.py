@@ -77,19 +77,28 @@ class Demonstration:
         Raises:
             ValueError: If there is no such dataset or the file cannot be read.
         """
-        with _opened(self.file) as data:
-            group = data[self.name]
-            if dataset not in group:
-                raise ValueError(f"{self.file} has no {dataset} in data/{self.name}.")
-            return np.asarray(group[dataset][start:stop])
+        with opened(self.file) as data:
+            return np.asarray(self.dataset(data, dataset)[start:stop])
 
     @property
     def init_state(self) -> np.ndarray:
         """The simulator state (1 + nq + nv,) float64 that the episode starts from."""
-        with _opened(self.file) as data:
-            group = data[self.name]
-            state = group.attrs["init_state"] if "init_state" in group.attrs else group["states"][0]
-            return np.asarray(state, dtype=np.float64)
+        with opened(self.file) as data:
+            return _init_state(data[self.name])
+
+    def dataset(self, data: h5py.Group, name: str) -> h5py.Dataset:
+        """One of its datasets.
+
+        Args:
+            data: The group `data` of its file, open.
+            name: E.g. `actions` or `obs/agentview_rgb`.
+
+        Raises:
+            ValueError: If there is no such dataset.
+        """
+        if name not in data[self.name]:
+            raise ValueError(f"{self.file} has no {name} in data/{self.name}.")
+        return data[self.name][name]
 
 
 def read_demonstrations(path: str | Path) -> list[Demonstration]:
@@ -102,36 +111,51 @@ def read_demonstrations(path: str | Path) -> list[Demonstration]:
         FileNotFoundError: If it does not exist.
         ValueError: If it is truncated, no HDF5 file or of another layout.
     """
-    path = Path(path)
-    with _opened(path) as data:
-        try:
-            language = json.loads(data.attrs["problem_info"])["language_instruction"]
-            language = language if isinstance(language, str) else "".join(language)
-            names = sorted(
-                (name for name in data if name.startswith("demo_")),
-                key=lambda name: int(name.removeprefix("demo_")),
-            )
-            demonstrations = [
-                Demonstration(path, name, len(data[name]["actions"]), language) for name in names
-            ]
-            for name in names:
-                data[name]["obs"], data[name]["states"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not laid out as LIBERO's demonstrations ({error}): give an HDF5 file "
-                "written by `lightning-ript collect-demos` or published by LIBERO."
-            ) from error
+    with opened(path) as data:
+        return demonstrations_in(path, data)
+
+
+def demonstrations_in(path: str | Path, data: h5py.Group) -> list[Demonstration]:
+    """As `read_demonstrations`, of a file that is open.
+
+    Args:
+        path: The file.
+        data: Its group `data`.
+    """
+    try:
+        language = json.loads(data.attrs["problem_info"])["language_instruction"]
+        language = language if isinstance(language, str) else "".join(language)
+        names = sorted(
+            (name for name in data if name.startswith("demo_")),
+            key=lambda name: int(name.removeprefix("demo_")),
+        )
+        demonstrations = [
+            Demonstration(Path(path), name, len(data[name]["actions"]), language) for name in names
+        ]
+        for name in names:
+            data[name]["obs"], data[name]["states"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not laid out as LIBERO's demonstrations ({error}): give an HDF5 file "
+            "written by `lightning-ript collect-demos` or published by LIBERO."
+        ) from error
     return demonstrations
 
 
 def read_init_states(path: str | Path) -> list[np.ndarray]:
-    """The initial states (1 + nq + nv,) float64 of a file's demonstrations.
+    """The simulator states (1 + nq + nv,) float64 that a file's demonstrations start from.
 
     Raises:
         FileNotFoundError: If it does not exist.
         ValueError: If it is truncated, no HDF5 file or of another layout.
     """
-    return [demonstration.init_state for demonstration in read_demonstrations(path)]
+    with opened(path) as data:
+        return [_init_state(data[found.name]) for found in demonstrations_in(path, data)]
+
+
+def _init_state(group: h5py.Group) -> np.ndarray:
+    state = group.attrs["init_state"] if "init_state" in group.attrs else group["states"][0]
+    return np.asarray(state, dtype=np.float64)
 
 
 @dataclass
@@ -166,7 +190,7 @@ class DemonstrationWriter:
         if not self.path.exists():
             return
         demonstrations = read_demonstrations(self.path)
-        with _opened(self.path) as data:
+        with opened(self.path) as data:
             if SETTINGS not in data.attrs:
                 raise ValueError(
                     f"{self.path} was not written by `lightning-ript collect-demos`, which will "
@@ -305,8 +329,14 @@ def axis_angle(quaternions: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.Group]:
-    if not path.is_file():
+def opened(path: str | Path) -> Iterator[h5py.Group]:
+    """Opens a file for reading and yields its group `data`.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is truncated, no HDF5 file or has no such group.
+    """
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no demonstration file {path}.")
     try:
         file = h5py.File(path, "r")

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_ript.demos.augmentation import jitter_colors, translate
+from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.policies.quest.adapter import QueSTPolicy, scale_images
 
 Batch = dict[str, Any]
@@ -193,6 +194,17 @@ class SupervisedFineTuning(DemonstrationTraining):
         self.policy.model.train(mode)
         self.policy.model.autoencoder.eval()
         return self
+
+    def setup(self, stage: str) -> None:
+        """Encodes the instructions now: one that cannot be encoded is refused before training.
+
+        Raises:
+            OSError: The policy's text encoder cannot be had.
+            ValueError: It does not fit the policy.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DemonstrationDataModule):
+            self.policy.embed(data.instructions)
 
     def metrics(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross-entropy, and how often the most likely token is the right one."""

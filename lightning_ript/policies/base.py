@@ -37,6 +37,12 @@ class PolicyAdapter(nn.Module, ABC):
 
     noise_shape: tuple[int, ...]
 
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Gets ready for all tasks of a run, before any simulator is started.
+
+        The place to refuse instructions that cannot be encoded.
+        """
+
     @abstractmethod
     def act(
         self, observations: Sequence[Observation], tasks: Sequence[Task], noise: Tensor | None

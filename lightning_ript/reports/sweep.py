@@ -90,18 +90,17 @@ class SweepCLI(RIPTCLI):
         """Refuses bad checkpoints before anything is built, and moves all output to `--out`.
 
         Raises:
-            FileNotFoundError: If there is no checkpoint of that name.
+            OSError: If there is no checkpoint of that name, here or on the hub.
             ValueError: If one is damaged, or settings make no sense.
         """
         super().parse_arguments(parser, args)
         settings = self.config["validate"]
         if settings.ckpt_path is not None:
             raise ValueError("A sweep takes --checkpoints, a list, in place of --ckpt_path.")
-        self.sweep = SweepSettings(
-            **{field.name: settings[field.name] for field in dataclasses.fields(SweepSettings)}
-        )
-        for path in self.sweep.checkpoints:
-            check_checkpoint(path, "--checkpoints")
+        given = {field.name: settings[field.name] for field in dataclasses.fields(SweepSettings)}
+        self.sweep = SweepSettings(**given)
+        found = [check_checkpoint(place, "--checkpoints") for place in self.sweep.checkpoints]
+        self.sweep = dataclasses.replace(self.sweep, checkpoints=found)
         settings.run_dir = settings.trainer.default_root_dir = self.sweep.out
         if settings.trainer.logger in (None, True):
             settings.trainer.logger = False  # a logger's rows would not say of which cell they are

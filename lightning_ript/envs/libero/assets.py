@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_ript.envs.libero.suites import libero_root
+from lightning_ript.files import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,6 @@ class Assets:
             )
         else:
             log.info("LIBERO assets: %s (%s).", self.path, self.source)
-
-
-def cache_folder() -> Path:
-    """Where the project keeps generated files: `$XDG_CACHE_HOME/lightning-ript`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lightning-ript"
 
 
 def resolve_assets(explicit: str | None, suite: str, download: bool = True) -> Assets:

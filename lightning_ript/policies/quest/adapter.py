@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_ript.policies.base import Decisions, PolicyAdapter
 from lightning_ript.policies.quest.checkpoint import load_weights
-from lightning_ript.policies.quest.language import Language, embed
+from lightning_ript.policies.quest.language import task_embedding
 from lightning_ript.policies.quest.model import CAMERAS, LOWDIM, QueST, QueSTConfig
 from lightning_ript.types import Observation, Task
 
@@ -28,17 +28,20 @@ class QueSTPolicy(PolicyAdapter):
     Args:
         sizes: Sizes of the model; the published ones by default.
         checkpoint: Weights to start from: an official file, or a Lightning checkpoint of any
-            earlier stage. None: random.
+            earlier stage, here or on the hub (`hf://owner/repo/path/in/repo`). None: random.
         executed_actions: Actions executed of each decoded block.
         top_k: Number of most likely skill tokens to sample from.
         temperature: Divides the logits when sampling.
         score: Which distribution a sampled token's log-probability is of: `full`, the softmax over
             all tokens at temperature 1, as the reference has it; or `sampled`, the one it was drawn
             from: the `top_k` most likely tokens when it was drawn, at `temperature`.
-        language: How instructions become vectors.
+        language: How instructions become vectors; the same in all stages. `hashed`: a random vector
+            per text, which tells tasks apart but knows nothing of their meaning; `clip`: the text
+            features of openai/clip-vit-base-patch32, as published checkpoints have learned them;
+            or another CLIP, by its id on the hub (owner/name) or as a folder.
 
     Raises:
-        FileNotFoundError: There is no file at `checkpoint`.
+        OSError: There is no file at `checkpoint`.
         ValueError: A setting is out of range, or `checkpoint` does not fit `sizes`.
     """
 
@@ -50,7 +53,7 @@ class QueSTPolicy(PolicyAdapter):
         top_k: int = 5,
         temperature: float = 1.0,
         score: Literal["full", "sampled"] = "full",
-        language: Language = "hashed",
+        language: str = "hashed",
     ) -> None:
         super().__init__()
         if not 1 <= executed_actions <= sizes.block_size:
@@ -72,7 +75,8 @@ class QueSTPolicy(PolicyAdapter):
         self.top_k = top_k
         self.temperature = temperature
         self.score = score
-        self.language: Language = language
+        self.language = language
+        self._embedding = task_embedding(language, sizes.language_dim)
         self.noise_shape = (sizes.tokens,)
         self.model = QueST(sizes)
         if checkpoint is not None:
@@ -138,9 +142,18 @@ class QueSTPolicy(PolicyAdapter):
         lowdim = {name: gather(name).float() for name in LOWDIM}
         return self.model.encode_context(images, lowdim, self.embed([t.language for t in tasks]))
 
-    def embed(self, instructions: list[str]) -> Tensor:
-        """Returns the task embeddings (B, 512) of B instructions."""
-        return embed(instructions, self.language).to(self.device)
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Computes what the instructions are encoded as, unless it is known.
+
+        Raises:
+            OSError: The text encoder is needed and cannot be had.
+            ValueError: It does not fit the model.
+        """
+        self.embed([task.language for task in tasks])
+
+    def embed(self, instructions: Sequence[str]) -> Tensor:
+        """Returns the task embeddings (B, language_dim) of B instructions."""
+        return self._embedding(instructions).to(self.device)
 
     def _score(self, logits: Tensor, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy (N, T) of the recorded tokens under logits (N, T, vocab)."""

@@ -1,4 +1,7 @@
-"""Reads and writes QueST weights: official files, and Lightning checkpoints of any stage."""
+"""Reads and writes QueST weights: official files, and Lightning checkpoints of any stage.
+
+Wherever a file is read, it may be the hub's, `hf://owner/repo/path/in/repo`.
+"""
 
 from __future__ import annotations
 
@@ -9,78 +12,94 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ript.files import replacing
+from lightning_ript.hub import first_line, local_file
 
 OFFICIAL_PREFIX = "module."
 LIGHTNING_PREFIX = "policy.model."
 SHOWN = 8
 
 
-def is_official(path: str | Path) -> bool:
+def is_official(place: str | Path) -> bool:
     """Whether a file has the official format, `{"model": {"module.<name>": tensor}}`.
 
     Raises:
-        FileNotFoundError: No such file.
+        OSError: No such file, here or on the hub.
         ValueError: The file cannot be read, or holds no QueST.
     """
-    return "model" in _read(Path(path))
+    return "model" in _read(place)
 
 
-def load_official(model: nn.Module, path: str | Path) -> None:
+def load_official(model: nn.Module, place: str | Path) -> None:
     """Loads an official file, with or without the `module.` prefix, into `model`.
 
     Raises:
-        FileNotFoundError: No such file.
+        OSError: No such file, here or on the hub.
         ValueError: The file is not readable, not official, or does not fit the model; names every
             key that is missing, unexpected or of another shape (with both shapes).
     """
-    contents = _read(Path(path))
+    contents = _read(place)
     if "model" not in contents:
-        raise ValueError(f"{path} is not an official QueST checkpoint: it has no 'model' entry")
-    _load(model, _official_weights(contents), Path(path))
+        raise ValueError(f"{place} is not an official QueST checkpoint: it has no 'model' entry")
+    _load(model, _official_weights(contents), place)
 
 
 def save_official(model: nn.Module, path: str | Path) -> None:
     """Writes `model` as an official file, bit for bit as it is."""
-    weights = {OFFICIAL_PREFIX + name: value for name, value in model.state_dict().items()}
+    write_official(model.state_dict(), path)
+
+
+def write_official(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes weights, by QueST's names, as an official file."""
     with replacing(path) as temporary:
-        torch.save({"model": weights}, temporary)
+        torch.save(
+            {"model": {OFFICIAL_PREFIX + name: value for name, value in weights.items()}}, temporary
+        )
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, place: str | Path) -> None:
     """Loads an official file or a Lightning checkpoint of any of this project's stages.
 
     Raises:
-        FileNotFoundError: No such file.
+        OSError: No such file, here or on the hub.
         ValueError: As `load_official`.
     """
-    contents = _read(Path(path))
+    _load(model, read_weights(place), place)
+
+
+def read_weights(place: str | Path) -> dict[str, Tensor]:
+    """Reads the weights of either kind of file, by QueST's names and as they are.
+
+    Raises:
+        OSError: No such file, here or on the hub.
+        ValueError: The file cannot be read, or holds no QueST.
+    """
+    contents = _read(place)
     if "model" in contents:
-        weights = _official_weights(contents)
-    else:
-        weights = {
-            name.removeprefix(LIGHTNING_PREFIX): value
-            for name, value in contents["state_dict"].items()
-            if name.startswith(LIGHTNING_PREFIX)
-        }
-        if not weights:
-            raise ValueError(f"{path} is a Lightning checkpoint without a QueST policy")
-    _load(model, weights, Path(path))
+        return _official_weights(contents)
+    weights = {
+        name.removeprefix(LIGHTNING_PREFIX): value
+        for name, value in contents["state_dict"].items()
+        if name.startswith(LIGHTNING_PREFIX)
+    }
+    if not weights:
+        raise ValueError(f"{place} is a Lightning checkpoint without a QueST policy")
+    return weights
 
 
-def _read(path: Path) -> Mapping[str, Mapping[str, Tensor]]:
+def _read(place: str | Path) -> Mapping[str, Mapping[str, Tensor]]:
+    path = local_file(place)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint at {path}")
+        raise FileNotFoundError(f"There is no checkpoint at {place}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file makes the unpickler raise anything at all
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as a checkpoint of plain tensors ({reason}); if it is whole "
-            "and you trust it, save its 'model' entry alone with torch.save"
+            f"{place} cannot be read as a checkpoint of plain tensors ({first_line(error)}); if it "
+            "is whole and you trust it, save its 'model' entry alone with torch.save"
         ) from error
     if not isinstance(contents, dict) or not ("model" in contents or "state_dict" in contents):
         raise ValueError(
-            f"{path} is neither an official QueST checkpoint nor one of Lightning's: it has no "
+            f"{place} is neither an official QueST checkpoint nor one of Lightning's: it has no "
             "'model' and no 'state_dict' entry"
         )
     return contents
@@ -90,7 +109,7 @@ def _official_weights(contents: Mapping[str, Mapping[str, Tensor]]) -> dict[str,
     return {name.removeprefix(OFFICIAL_PREFIX): value for name, value in contents["model"].items()}
 
 
-def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def _load(model: nn.Module, weights: dict[str, Tensor], place: str | Path) -> None:
     expected = model.state_dict()
     problems = [f"{name!r} is missing from the file" for name in expected if name not in weights]
     problems += [f"{name!r} is unknown to the model" for name in weights if name not in expected]
@@ -103,6 +122,6 @@ def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(
-            f"{path} does not fit a QueST of these sizes: {'; '.join(problems[:SHOWN])}{more}"
+            f"{place} does not fit a QueST of these sizes: {'; '.join(problems[:SHOWN])}{more}"
         )
     model.load_state_dict(weights)

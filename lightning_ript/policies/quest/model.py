@@ -16,7 +16,6 @@ from lightning_ript.policies.quest.prior import SkillGPT
 
 CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
 LOWDIM = {"joint_states": 7, "ee_pos": 3, "gripper_states": 2}
-TASK_DIM = 512
 ACTION_DIM = 7
 
 
@@ -29,6 +28,7 @@ class QueSTConfig:
         image_width: Channels of the image encoders' first stage; ResNet-18 has 64.
         image_embed_dim: Width of a camera's embedding.
         lowdim_embed_dim: Width of a proprioceptive input's embedding.
+        language_dim: Width of a task embedding, as the policy's `language` makes them.
         embed_dim: Width of the prior and of its context tokens.
         prior_layers: Transformer layers of the prior.
         prior_heads: Attention heads of the prior.
@@ -46,6 +46,7 @@ class QueSTConfig:
     image_width: int = 64
     image_embed_dim: int = 256
     lowdim_embed_dim: int = 128
+    language_dim: int = 512
     embed_dim: int = 384
     prior_layers: int = 6
     prior_heads: int = 6
@@ -73,6 +74,7 @@ class QueSTConfig:
             or min(self.fsq_levels) < 2,
             "dropout must be in [0, 1)": not 0 <= self.dropout < 1,
             "image_embed_dim must be at least 2": self.image_embed_dim < 2,
+            "language_dim must be at least 1": self.language_dim < 1,
         }
         for message, wrong in checks.items():
             if wrong:
@@ -112,7 +114,7 @@ class QueST(nn.Module):
         )
         encoded = len(CAMERAS) * config.image_embed_dim + len(LOWDIM) * config.lowdim_embed_dim
         self.obs_proj = nn.Linear(encoded, config.embed_dim)
-        self.task_encoder = nn.Linear(TASK_DIM, config.embed_dim)
+        self.task_encoder = nn.Linear(config.language_dim, config.embed_dim)
         self.autoencoder = SkillVAE(
             action_dim=ACTION_DIM,
             dim=config.autoencoder_dim,
@@ -141,7 +143,7 @@ class QueST(nn.Module):
         Args:
             images: Camera name -> (B, 3, H, W) float in [0, 1], as the simulator renders them.
             lowdim: Name -> (B, width of the input).
-            task_emb: (B, 512).
+            task_emb: (B, language_dim).
 
         Returns:
             The task token, then the observation token, (B, 2, D).

@@ -1,0 +1,153 @@
+"""Demonstrated steps one by one. Pictures are read from the files when they are asked for."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from torch.utils.data import Dataset
+
+from lightning_ript.demos.hdf5 import Demonstration
+from lightning_ript.policies.quest.model import CAMERAS, LOWDIM
+
+OPEN_FILES = 32  # per process
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A demonstration of T steps, and what of it is in memory.
+
+    Attributes:
+        demonstration: Where it lies.
+        instruction: What a policy is told.
+        arrays: `actions` (T, 7) float32; if observations are wanted, `LOWDIM` (T, width) float32;
+            and if pictures are to be in memory as well, `CAMERAS` (T, H, W, 3) uint8.
+    """
+
+    demonstration: Demonstration
+    instruction: str
+    arrays: Mapping[str, np.ndarray]
+
+
+def load(
+    demonstration: Demonstration,
+    data: h5py.Group,
+    instruction: str,
+    only_actions: bool = False,
+    in_memory: bool = False,
+) -> Trajectory:
+    """Reads what is to be in memory, and makes sure of the rest.
+
+    Args:
+        demonstration: The demonstration.
+        data: The group `data` of its file, open.
+        instruction: What a policy is told.
+        only_actions: Leave out observations.
+        in_memory: Read the pictures, too.
+
+    Raises:
+        ValueError: A dataset is missing or has another number of steps than there are actions.
+    """
+
+    def dataset(name: str) -> h5py.Dataset:
+        found = demonstration.dataset(data, name)
+        if len(found) != demonstration.num_samples:
+            raise ValueError(
+                f"{demonstration.file} has {len(found)} steps of {name} in "
+                f"data/{demonstration.name}, but {demonstration.num_samples} actions."
+            )
+        return found
+
+    arrays = {"actions": np.asarray(dataset("actions"), np.float32)}
+    if not only_actions:
+        arrays |= {name: np.asarray(dataset(f"obs/{name}"), np.float32) for name in LOWDIM}
+        pictures = {name: dataset(f"obs/{name}") for name in CAMERAS}
+        if in_memory:
+            arrays |= {name: found[()] for name, found in pictures.items()}
+    return Trajectory(demonstration, instruction, arrays)
+
+
+class OpenFiles:
+    """HDF5 files that stay open for reading; the least recently used one makes way for another.
+
+    An open HDF5 file must not be shared between processes: loader workers open their own.
+
+    Args:
+        limit: Files that one process holds open at most.
+    """
+
+    def __init__(self, limit: int = OPEN_FILES) -> None:
+        self.limit = limit
+        self._files: OrderedDict[Path, h5py.File] = OrderedDict()
+        self._process = os.getpid()
+
+    def __getitem__(self, path: Path) -> h5py.Group:
+        """The group `data` of a file."""
+        if self._process != os.getpid():
+            self._files, self._process = OrderedDict(), os.getpid()
+        if path not in self._files:
+            if len(self._files) == self.limit:
+                self._files.popitem(last=False)[1].close()
+            # Steps are read in random order, so what lies beside one is not worth keeping.
+            self._files[path] = h5py.File(path, "r", rdcc_nbytes=0)
+        self._files.move_to_end(path)
+        return self._files[path]["data"]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict()}
+
+
+class DemonstrationDataset(Dataset[dict[str, Any]]):
+    """Every step of some demonstrations, with the block of actions that begins there.
+
+    A block that reaches beyond the end is filled with the last action, as in the reference.
+
+    Args:
+        trajectories: The demonstrations.
+        block_size: Actions per block.
+        only_actions: Leave out observations and instruction.
+    """
+
+    def __init__(
+        self, trajectories: Sequence[Trajectory], block_size: int, only_actions: bool
+    ) -> None:
+        self.trajectories = trajectories
+        self.block_size = block_size
+        self.only_actions = only_actions
+        self.ends = list(accumulate(each.demonstration.num_samples for each in trajectories))
+        self._files = OpenFiles()
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = bisect_right(self.ends, index)
+        trajectory = self.trajectories[number]
+        arrays, demonstration = trajectory.arrays, trajectory.demonstration
+        step = index - (self.ends[number] - demonstration.num_samples)
+        actions = arrays["actions"][step : step + self.block_size]
+        missing = self.block_size - len(actions)
+        item: dict[str, Any] = {"actions": np.pad(actions, ((0, missing), (0, 0)), mode="edge")}
+        if not self.only_actions:
+            item["images"] = {name: self._picture(trajectory, name, step) for name in CAMERAS}
+            item["lowdim"] = {name: arrays[name][step] for name in LOWDIM}
+            item["language"] = trajectory.instruction
+        return item
+
+    def _picture(self, trajectory: Trajectory, camera: str, step: int) -> np.ndarray:
+        if camera in trajectory.arrays:
+            return trajectory.arrays[camera][step]
+        demonstration = trajectory.demonstration
+        data = self._files[demonstration.file]
+        return np.asarray(data[f"{demonstration.name}/obs/{camera}"][step])
