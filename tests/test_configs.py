@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import test_published
 from test_supervised import TASK, write_demonstrations
 
 from lightning_ript.cli import main
@@ -39,7 +40,8 @@ def configs(names):
 def test_no_file_is_forgotten():
     folder = Path("configs")
     there = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
-    assert there == {name for _, names in COMMANDS for name in names}
+    here = {name for _, names in COMMANDS for name in names}
+    assert there == here | {f"quest/{name}" for name in test_published.FILES}
 
 
 @pytest.mark.parametrize(("command", "names"), COMMANDS, ids=lambda x: str(x))
@@ -66,6 +68,7 @@ def stages(tmp_path_factory):
                     *configs([f"{folder}/{stage}", *companions]),
                     *QUIET,
                     *checkpoint,
+                    "--model.init_args.policy.init_args.language=hashed",
                     f"--run_dir={base}/{stage}",
                     f"--data.init_args.files=[{base}/demonstrations]",
                     "--data.init_args.batch_size=2",

@@ -60,6 +60,13 @@ def test_a_folder_that_is_named_must_hold_assets(nothing, monkeypatch, how):
         assets.resolve_assets(wrong if how == "setting" else None, "libero_object")
 
 
+def test_standins_are_known_where_they_are_named(nothing):
+    folder = str(assets.resolve_assets(None, "libero_object").path)
+    assert assets.resolve_assets(folder, "libero_object").standin
+    with pytest.raises(FileNotFoundError, match="of which libero_goal cannot be built"):
+        assets.resolve_assets(folder, "libero_goal")
+
+
 def test_standins_are_announced_loudly_and_others_quietly(nothing, caplog):
     with caplog.at_level(logging.INFO):
         assets.resolve_assets(None, "libero_object").announce()

@@ -12,6 +12,12 @@ SUITES = {
     "libero_object": "OBJECT",
     "libero_spatial": "SPATIAL",
 }
+FILES = {
+    *(f"{suite}/{stage}" for suite in SUITES for stage in ("autoencoder", "sft", "ript")),
+    *(f"few_shot/{stage}" for stage in ("sft", "ript")),
+    *(f"transfer/source_{stage}" for stage in ("autoencoder", "sft")),
+    *(f"transfer/cross_{to}_{stage}" for to in ("scenario", "goal") for stage in ("sft", "ript")),
+}
 MODEL = {
     "policy.executed_actions": 8,
     "policy.sizes.block_size": 32,
@@ -86,7 +92,8 @@ LIBERO_90 = {
 
 
 def resolved(capsys, *names, more=()):
-    """The whole configuration that a command comes to."""
+    """The whole configuration that a stage and what goes on top of it come to."""
+    assert FILES.issuperset(names[1:])
     with pytest.raises(SystemExit) as caught:
         main(["fit", *(f"--config=configs/quest/{name}.yaml" for name in names), *more,
               "--print_config"])  # fmt: skip

@@ -23,6 +23,7 @@ _HOW_TO_GET = (
     f"set {ASSETS_VARIABLE} to a folder with LIBERO's assets, or download them once with "
     f"`hf download --repo-type dataset {HUB_DATASET} --local-dir ~/.cache/libero/assets`"
 )
+_ONLY_STANDINS = f"(only {', '.join(STANDIN_SUITES)} has built-in stand-ins)"
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class Assets:
         """Logs which assets are used; loudly when results will not compare with the benchmark."""
         if self.standin:
             log.warning(
-                "STAND-IN ASSETS: LIBERO's own meshes and textures were not found, so the scenes "
-                "are built from primitive shapes (%s). Success rates are NOT comparable with the "
+                "STAND-IN ASSETS: the scenes are built from primitive shapes, not from LIBERO's own "
+                "meshes and textures (%s, %s). Success rates are NOT comparable with the "
                 "benchmark; for the real assets %s.",
                 self.path,
+                self.source,
                 _HOW_TO_GET,
             )
         else:
@@ -69,9 +71,9 @@ def resolve_assets(explicit: str | None, suite: str, download: bool = True) -> A
         FileNotFoundError: If a named folder is not one of LIBERO assets, or nothing was found.
     """
     if explicit is not None:
-        return _named(explicit, "the setting `assets`")
+        return _named(explicit, "the setting `assets`", suite)
     if from_environment := os.environ.get(ASSETS_VARIABLE):
-        return _named(from_environment, ASSETS_VARIABLE)
+        return _named(from_environment, ASSETS_VARIABLE, suite)
     for path, source in (
         (libero_root() / "assets", "installed with hf-libero"),
         (_hub_cache(), "hf-libero's cache"),
@@ -82,8 +84,7 @@ def resolve_assets(explicit: str | None, suite: str, download: bool = True) -> A
         return Assets(downloaded, f"downloaded from the hub's {HUB_DATASET}")
     if suite not in STANDIN_SUITES:
         raise FileNotFoundError(
-            f"{suite} needs LIBERO's assets, which were not found: {_HOW_TO_GET} "
-            f"(only {', '.join(STANDIN_SUITES)} has built-in stand-ins)."
+            f"{suite} needs LIBERO's assets, which were not found: {_HOW_TO_GET} {_ONLY_STANDINS}."
         )
     from lightning_ript.envs.libero.standins import build_standins
 
@@ -120,13 +121,21 @@ def configure_libero(assets_path: Path) -> None:
     libero.libero._assets_path_cache = str(assets_path)
 
 
-def _named(folder: str, setting: str) -> Assets:
+def _named(folder: str, setting: str, suite: str) -> Assets:
+    from lightning_ript.envs.libero.standins import is_standin
+
     path = Path(folder).expanduser().absolute()
     if not (path / "scenes").is_dir():
         raise FileNotFoundError(
             f"{setting} names {path}, which is no folder of LIBERO assets (it has no scenes/)."
         )
-    return Assets(path, f"named by {setting}")
+    standin = is_standin(path)
+    if standin and suite not in STANDIN_SUITES:
+        raise FileNotFoundError(
+            f"{setting} names {path}, stand-ins of which {suite} cannot be built: {_HOW_TO_GET} "
+            f"{_ONLY_STANDINS}."
+        )
+    return Assets(path, f"named by {setting}", standin)
 
 
 def _hub_cache() -> Path:

@@ -6,6 +6,6 @@ poses are the originals'; looks are not, so success rates are not comparable wit
 """
 
 from lightning_ript.envs.libero.standins.catalogue import OBJECTS
-from lightning_ript.envs.libero.standins.pack import build_standins
+from lightning_ript.envs.libero.standins.pack import build_standins, is_standin
 
-__all__ = ["OBJECTS", "build_standins"]
+__all__ = ["OBJECTS", "build_standins", "is_standin"]

@@ -47,6 +47,12 @@ def build_standins(root: Path) -> Path:
     return pack
 
 
+def is_standin(folder: Path) -> bool:
+    """Whether a folder of assets is a pack of stand-ins, wherever it lies."""
+    readme = folder / "README.txt"
+    return readme.is_file() and readme.read_bytes() == _README.encode()
+
+
 def pack_files() -> dict[str, bytes]:
     """Content of every file of the pack by its path, in a fixed order."""
     files = {item.path: item.mjcf().encode() for item in OBJECTS}
