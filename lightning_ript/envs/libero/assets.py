@@ -44,7 +44,7 @@ class Assets:
         """Logs which assets are used; loudly when results will not compare with the benchmark."""
         if self.standin:
             log.warning(
-                "STAND-IN ASSETS: the scenes are built from primitive shapes, not from LIBERO's own "
+                "STAND-IN ASSETS: the scenes are made of primitive shapes, not of LIBERO's own "
                 "meshes and textures (%s, %s). Success rates are NOT comparable with the "
                 "benchmark; for the real assets %s.",
                 self.path,
