@@ -16,6 +16,7 @@ COMMANDS = [
     ("validate", ["toy"]),
     ("fit", ["quest/autoencoder"]),
     ("fit", ["quest/sft"]),
+    ("fit", ["quest/ript", "quest/libero_goal/ript"]),
     ("collect-demos", ["quickstart/demos"]),
     ("fit", ["quickstart/autoencoder", "quickstart/policy"]),
     ("fit", ["quickstart/sft", "quickstart/policy"]),

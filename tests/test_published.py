@@ -76,7 +76,6 @@ RIPT = {
         "eval_sampling": True,
         "environment.max_steps": 600,
         "environment.image_size": 128,
-        "environment.task_subset": None,
         "environment.render": "full",
     },
     "trainer": {"reload_dataloaders_every_n_epochs": 1},
@@ -126,7 +125,11 @@ def test_the_stages_of_a_suite(suite, capsys):
     assert value(sft["model"], "policy.checkpoint") == last
     ript = resolved(capsys, "ript", f"{suite}/ript")
     check(ript, RIPT, LIBERO_90 if suite == "libero_90" else SMALL_SUITES)
-    where = {"environment.suite": suite, "contexts.files": [f"datasets/{suite}"]}
+    where = {
+        "environment.suite": suite,
+        "environment.task_subset": None,
+        "contexts.files": [f"datasets/{suite}"],
+    }
     published = f"hf://tanshh97/RIPT_VLA/quest/LIBERO_{SUITES[suite]}_sft.pth"
     check(ript, {"data": where, "model": {"policy.checkpoint": published}})
     assert len({config["run_dir"] for config in (autoencoder, sft, ript)}) == 3

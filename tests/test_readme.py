@@ -126,7 +126,7 @@ def workspace(tmp_path_factory):
 
     def snapshot_download(_repo, *, allow_patterns, local_dir, **_settings):
         (suite,) = (pattern.partition("/")[0] for pattern in allow_patterns)
-        (local_dir / suite).mkdir(parents=True)
+        (local_dir / suite).mkdir(parents=True, exist_ok=True)
         for task in suite_tasks(suite):
             write_demonstrations(local_dir / suite / f"{task.name}_demo.hdf5", lengths=(5,))
 

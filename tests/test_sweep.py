@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from test_cli import refusal
-from toy_runs import ROOT, fit
+from toy_runs import ROOT, fit, hear_ctrl_c
 
 from lightning_ript.cli import main
 from lightning_ript.evaluation import EvaluationResult, TaskResult, wilson_interval
@@ -184,7 +184,12 @@ def interrupted(tmp_path_factory, checkpoints):
         given = arguments(out, checkpoints, "--seeds=[0, 1]", *more)
         command = [sys.executable, "-m", "lightning_ript", *given]
         process = subprocess.Popen(
-            command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=hear_ctrl_c,
         )
         runs[name] = out, given, process
     said = {name: process.communicate(timeout=300)[1] for name, (*_, process) in runs.items()}

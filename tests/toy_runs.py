@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,19 @@ def start(run_dir, iterations, *more):
     """Runs as a user's shell would."""
     command = [sys.executable, "-m", "lightning_ript", *arguments(run_dir, iterations, *more)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     )
+
+
+def hear_ctrl_c():
+    """In a child process: a shell's background jobs inherit that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def checkpoint(run_dir):

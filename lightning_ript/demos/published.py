@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 HUB_DATASET = "yifengzhu-hf/LIBERO-datasets"
 
 
-def download(suite: str, out: Path = Path("demonstrations")) -> None:
+def download(suite: str, out: Path = Path("datasets")) -> None:
     """Downloads LIBERO's demonstrations of a suite, a file of 50 per task, and checks them.
 
     They come to a folder named after the suite. When it is interrupted, the same command goes on
