@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +129,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._iteration = -1  # the one that `_schedule` is of
         self._schedule: Iterable[Minibatch] = ()
         self._pool: EnvironmentPool | None = None
+        self._evaluation: EvaluationEpisodes | None = None
         self.collected: dict[str, float] = {}
 
     @property
@@ -234,7 +235,13 @@ class RolloutDataModule(L.LightningDataModule):
         started = time.monotonic()
         collection = self._collect(trainer, iteration)
         self._next_context = collection.next_context
-        entries, fillers = self._exchange(collection, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        module = self.module
+        credit = needed = None
+        if not module.needs_every_decision:
+            credit = module.judge(collection.groups)
+            needed = credit.advantages != 0
+        entries, fillers = self._exchange(collection, seconds, needed)
         if not entries:
             rank_zero_warn(
                 f"All {self.max_contexts} contexts of iteration {iteration} gave "
@@ -246,7 +253,6 @@ class RolloutDataModule(L.LightningDataModule):
                 raise StopIteration
             trainer.should_stop = True  # Before the first iteration Lightning stops only so.
             return iter(())
-        module = self.module
         self._iteration = iteration
         self._schedule = MinibatchSchedule(
             collection.groups,
@@ -258,8 +264,9 @@ class RolloutDataModule(L.LightningDataModule):
             module.episodes_per_minibatch,
             module.decisions_per_microbatch,
             module.aggregation,
-            module.judge(collection.groups),
+            credit if credit is not None else module.judge(collection.groups),
             (self.seed, iteration),
+            needed,
         )
         return self._schedule
 
@@ -295,6 +302,7 @@ class RolloutDataModule(L.LightningDataModule):
                 self.dynamic_sampling,
                 on_rollout,
                 self.check_sigterm,
+                trainer.precision_plugin.forward_context,
             )
 
     def _context(self, n: int) -> Context:
@@ -312,7 +320,7 @@ class RolloutDataModule(L.LightningDataModule):
             raise SIGTERMException
 
     def _exchange(
-        self, collection: Collection, seconds: float
+        self, collection: Collection, seconds: float, needed: torch.Tensor | None
     ) -> tuple[list[EpisodeEntry], list[tuple[dict[str, torch.Tensor], int]]]:
         """Tells all ranks who holds what, and sums the statistics of all into `collected`.
 
@@ -327,7 +335,8 @@ class RolloutDataModule(L.LightningDataModule):
             first = collection.groups[0].rollouts[0]
             one = {name: value[:1].clone() for name, value in first.record.items()}
             filler = (one, first.log_probs.shape[1])
-        mine = (episode_entries(collection.groups, rank), filler, collection_counts(collection))
+        entries = episode_entries(collection.groups, rank, needed)
+        mine = (entries, filler, collection_counts(collection))
         if self.trainer.world_size > 1:
             everyone: list[Any] = [None] * self.trainer.world_size
             dist.all_gather_object(everyone, mine)
@@ -360,9 +369,16 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         starts = evaluation_starts(self.environment, self.eval_states_per_task, self.eval_videos)
         mine = starts[self.trainer.global_rank :: self.trainer.world_size]
-        return EvaluationEpisodes(mine, self._evaluate)
+        self._evaluation = EvaluationEpisodes(mine, self._evaluate)
+        return self._evaluation
 
-    def _evaluate(self, starts: list[Start]) -> Iterator[Rollout]:
+    def end_evaluation(self) -> None:
+        """Ends the episodes of an evaluation, of which Lightning may have taken but some."""
+        if self._evaluation is not None:
+            self._evaluation.close()
+
+    def _evaluate(self, starts: list[Start]) -> Generator[Rollout, None, None]:
+        assert self.trainer is not None
         return run_evaluation(
             self.module.policy,
             self.pool,
@@ -371,6 +387,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.seed if self.eval_sampling else None,
             self.num_workers,
             self.check_sigterm,
+            self.trainer.precision_plugin.forward_context,
         )
 
 
