@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,33 @@ from lightning_ript.types import Context, Minibatch, Perturbation, Rollout
 log = logging.getLogger(__name__)
 
 _PERTURBATION = 2**32 - 2  # Stands where the seeds of training episodes have the iteration.
+
+
+class Sealed:
+    """Hides batches from Lightning until they are moved to the device.
+
+    At `bf16-true` Lightning would round all of a batch to the precision of the parameters, so that
+    actions were scored that nobody took; what to round is the policy's business.
+
+    Args:
+        batches: A sized iterable of them.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[_Sealed]:
+        return map(_Sealed, self._batches)
+
+
+class _Sealed:
+    """One batch; neither a dataclass nor a collection, which Lightning would look into."""
+
+    def __init__(self, batch: Minibatch | Rollout) -> None:
+        self.batch = batch
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -207,6 +234,10 @@ class RolloutDataModule(L.LightningDataModule):
         """Goes on where the stream was left."""
         self._next_context = state_dict["next_context"]
 
+    def on_before_batch_transfer(self, batch: _Sealed, dataloader_idx: int) -> Minibatch | Rollout:
+        """Unwraps what Lightning was not to touch."""
+        return batch.batch
+
     def transfer_batch_to_device(
         self, batch: Minibatch | Rollout, device: torch.device, dataloader_idx: int
     ) -> Minibatch | Rollout:
@@ -215,7 +246,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- training ---------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Iterable[Minibatch]:
+    def train_dataloader(self) -> Iterable[_Sealed]:
         """Collects, filters, and returns the micro-batches of all PPO passes.
 
         Raises:
@@ -231,7 +262,7 @@ class RolloutDataModule(L.LightningDataModule):
         if max_epochs is not None and 0 <= max_epochs <= iteration:
             return iter(())  # A finished run was started again: Lightning asks before it looks.
         if iteration == self._iteration:
-            return self._schedule  # When it resumes a run, Lightning asks twice.
+            return Sealed(self._schedule)  # When it resumes a run, Lightning asks twice.
         started = time.monotonic()
         collection = self._collect(trainer, iteration)
         self._next_context = collection.next_context
@@ -268,7 +299,7 @@ class RolloutDataModule(L.LightningDataModule):
             (self.seed, iteration),
             needed,
         )
-        return self._schedule
+        return Sealed(self._schedule)
 
     def _collect(self, trainer: L.Trainer, iteration: int) -> Collection:
         first = self._next_context
@@ -364,13 +395,13 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def val_dataloader(self) -> EvaluationEpisodes:
+    def val_dataloader(self) -> Sealed:
         """The evaluation episodes, run lazily: one finished rollout per batch."""
         assert self.trainer is not None
         starts = evaluation_starts(self.environment, self.eval_states_per_task, self.eval_videos)
         mine = starts[self.trainer.global_rank :: self.trainer.world_size]
         self._evaluation = EvaluationEpisodes(mine, self._evaluate)
-        return self._evaluation
+        return Sealed(self._evaluation)
 
     def end_evaluation(self) -> None:
         """Ends the episodes of an evaluation, of which Lightning may have taken but some."""

@@ -40,14 +40,21 @@ class BlockPolicy(ToyPolicy):
     Args:
         base: Name of the dtype of what is frozen in the blocks.
         head_norm: The norm that the head's gradient is clipped to.
+        adapter_lr: The adapters' learning rate.
     """
 
-    def __init__(self, base: str = "float32", head_norm: float = 0.5, seed: int = 0) -> None:
+    def __init__(
+        self,
+        base: str = "float32",
+        head_norm: float = 0.5,
+        adapter_lr: float = 0.02,
+        seed: int = 0,
+    ) -> None:
         super().__init__(seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = Stack(16, 31, 3, 5, self.chunk * 8, getattr(torch, base))
-        self.head_norm = head_norm
+        self.head_norm, self.adapter_lr = head_norm, adapter_lr
 
     def blocks(self):
         return tuple(self.net.blocks)
@@ -61,5 +68,5 @@ class BlockPolicy(ToyPolicy):
                 "params": list(self.net.head.parameters()),
                 "max_grad_norm": self.head_norm,
             },
-            {"name": "adapters", "params": adapters, "lr": 0.02},
+            {"name": "adapters", "params": adapters, "lr": self.adapter_lr},
         ]
