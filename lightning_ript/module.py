@@ -146,13 +146,13 @@ class RIPTLightningModule(L.LightningModule):
         ):
             raise TypeError(
                 "trainer.strategy is ModelParallelStrategy, whose checkpoints no other strategy "
-                "could resume: set lightning_ript.strategies.ShardedStrategy, which is the same "
-                "without that."
+                "could resume: set fsdp2 (lightning_ript.strategies.ShardedStrategy), which is the "
+                "same without that."
             )
-        if isinstance(strategy, FSDPStrategy) and self.critic is not None:
+        if isinstance(strategy, FSDPStrategy):
             raise TypeError(
-                "trainer.strategy is FSDPStrategy, under which model.critic was never tried: set "
-                "lightning_ript.strategies.ShardedStrategy."
+                "trainer.strategy is FSDPStrategy, which forbids a backward pass within "
+                "training_step, where RIPT does several per optimizer step: set fsdp2."
             )
         if self.device_mesh is None or is_sharded(self.policy):
             return

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from block_policy import BlockPolicy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from test_ranks import TIMES
 from toy_runs import checkpoint, fit, history, start, weights
+
+from lightning_ript.module import RIPTLightningModule
 
 RANKS = ["ddp", "fsdp2"]
 LEARNING = [
@@ -169,6 +173,21 @@ def test_a_critic_and_a_kl_penalty_learn_in_shards(tmp_path):
         for metric in ("value_loss", "explained_variance", "loss"):
             expected = pytest.approx(entry["metrics"][f"train/{metric}"], rel=1e-3, abs=1e-5)
             assert other["metrics"][f"train/{metric}"] == expected
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_strategies_that_cannot_do_it_are_refused(strategy):
+    module = RIPTLightningModule(BlockPolicy())
+    module.trainer = SimpleNamespace(strategy=strategy())
+    with pytest.raises(TypeError, match=f"is {strategy.__name__}, .* set fsdp2"):
+        module.configure_model()
+
+
+def test_lightnings_fsdp_wants_a_gpu(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fit(tmp_path, 1, *on_two("fsdp"))
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "error" in x]
+    assert "requires a GPU accelerator" in line
 
 
 def test_terminated_shards_end_and_go_on(runs, tmp_path):
