@@ -1,8 +1,13 @@
 """Policies act at the precision that they learn at."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from toy_runs import fit, history, weights
+
+from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.toy import ToyPolicy
 
 FIRST_STEP = [
     "--model.init_args.passes=1",
@@ -21,6 +26,13 @@ def test_the_first_step_starts_where_the_rollouts_were_drawn(tmp_path, precision
     assert entry["metrics"]["train/approx_kl"] == pytest.approx(0, abs=1e-8)  # at no token
     assert entry["metrics"]["train/clip_fraction"] == 0
     assert entry["metrics"]["train/grad_norm"] > 0
+
+
+def test_scaled_gradients_are_refused():
+    module = RIPTLightningModule(ToyPolicy())
+    module.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
+    with pytest.raises(ValueError, match="set bf16-mixed"):
+        module.setup("fit")
 
 
 def test_precision_is_that_of_the_trainer(tmp_path):
