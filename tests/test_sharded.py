@@ -175,6 +175,20 @@ def test_a_critic_and_a_kl_penalty_learn_in_shards(tmp_path):
             assert other["metrics"][f"train/{metric}"] == expected
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_what_is_frozen_may_be_of_another_dtype(tmp_path, precision):
+    one_step = ["--model.init_args.passes=1", "--model.init_args.episodes_per_minibatch=999"]
+    more = ["--model.init_args.policy.base=bfloat16", f"--trainer.precision={precision}"]
+    finish(start(tmp_path, 1, *LEARNING, *one_step, *more, *on_two("fsdp2")))
+    state = checkpoint(tmp_path)["state_dict"]
+    assert state["policy.net.blocks.0.base.weight"].dtype == torch.bfloat16
+    assert state["policy.net.blocks.0.up.weight"].dtype == torch.float32
+    (entry,) = history(tmp_path)
+    assert entry["metrics"]["train/grad_norm"] > 0
+    # Decisions meet others in a batch than when they were made, which rounds them otherwise.
+    assert entry["metrics"]["train/ratio"] == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
 def test_strategies_that_cannot_do_it_are_refused(strategy):
     module = RIPTLightningModule(BlockPolicy())
