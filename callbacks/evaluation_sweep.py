@@ -142,6 +142,7 @@ class EvaluationSweep(Callback):
             seed if datamodule.eval_sampling else None,
             datamodule.num_workers,
             datamodule.check_sigterm,
+            trainer.precision_plugin.forward_context,
         )
         bar = progress_bar(
             rollouts,

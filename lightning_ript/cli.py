@@ -16,6 +16,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_ript.command_errors import (
@@ -25,6 +26,7 @@ from lightning_ript.command_errors import (
 )
 from lightning_ript.hub import local_file
 from lightning_ript.policies.quest.checkpoint import is_official, load_official
+from lightning_ript.strategies import ShardedStrategy
 
 _CHECKPOINTS = "checkpoints"
 
@@ -156,6 +158,9 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
         arguments: What was typed.
         unit: What a second start of an interrupted command goes on from.
     """
+    StrategyRegistry.register(
+        "fsdp2", ShardedStrategy, "policies too large for one GPU", override=True
+    )
     try:
         cli(
             L.LightningModule,
@@ -246,6 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     # One run, one folder: a second start is meant to find it full.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Nothing here changes what a policy returns in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in _COMMANDS:
         with one_sentence_errors():

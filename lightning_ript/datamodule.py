@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,33 @@ from lightning_ript.types import Context, Minibatch, Perturbation, Rollout
 log = logging.getLogger(__name__)
 
 _PERTURBATION = 2**32 - 2  # Stands where the seeds of training episodes have the iteration.
+
+
+class Sealed:
+    """Hides batches from Lightning until they are moved to the device.
+
+    At `bf16-true` Lightning would round all of a batch to the precision of the parameters, so that
+    actions were scored that nobody took; what to round is the policy's business.
+
+    Args:
+        batches: A sized iterable of them.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[_Sealed]:
+        return map(_Sealed, self._batches)
+
+
+class _Sealed:
+    """One batch; neither a dataclass nor a collection, which Lightning would look into."""
+
+    def __init__(self, batch: Minibatch | Rollout) -> None:
+        self.batch = batch
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -129,6 +156,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._iteration = -1  # the one that `_schedule` is of
         self._schedule: Iterable[Minibatch] = ()
         self._pool: EnvironmentPool | None = None
+        self._evaluation: EvaluationEpisodes | None = None
         self.collected: dict[str, float] = {}
 
     @property
@@ -206,6 +234,10 @@ class RolloutDataModule(L.LightningDataModule):
         """Goes on where the stream was left."""
         self._next_context = state_dict["next_context"]
 
+    def on_before_batch_transfer(self, batch: _Sealed, dataloader_idx: int) -> Minibatch | Rollout:
+        """Unwraps what Lightning was not to touch."""
+        return batch.batch
+
     def transfer_batch_to_device(
         self, batch: Minibatch | Rollout, device: torch.device, dataloader_idx: int
     ) -> Minibatch | Rollout:
@@ -214,7 +246,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- training ---------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Iterable[Minibatch]:
+    def train_dataloader(self) -> Iterable[_Sealed]:
         """Collects, filters, and returns the micro-batches of all PPO passes.
 
         Raises:
@@ -230,11 +262,17 @@ class RolloutDataModule(L.LightningDataModule):
         if max_epochs is not None and 0 <= max_epochs <= iteration:
             return iter(())  # A finished run was started again: Lightning asks before it looks.
         if iteration == self._iteration:
-            return self._schedule  # When it resumes a run, Lightning asks twice.
+            return Sealed(self._schedule)  # When it resumes a run, Lightning asks twice.
         started = time.monotonic()
         collection = self._collect(trainer, iteration)
         self._next_context = collection.next_context
-        entries, fillers = self._exchange(collection, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        module = self.module
+        credit = needed = None
+        if not module.needs_every_decision:
+            credit = module.judge(collection.groups)
+            needed = credit.advantages != 0
+        entries, fillers = self._exchange(collection, seconds, needed)
         if not entries:
             rank_zero_warn(
                 f"All {self.max_contexts} contexts of iteration {iteration} gave "
@@ -246,7 +284,6 @@ class RolloutDataModule(L.LightningDataModule):
                 raise StopIteration
             trainer.should_stop = True  # Before the first iteration Lightning stops only so.
             return iter(())
-        module = self.module
         self._iteration = iteration
         self._schedule = MinibatchSchedule(
             collection.groups,
@@ -258,10 +295,11 @@ class RolloutDataModule(L.LightningDataModule):
             module.episodes_per_minibatch,
             module.decisions_per_microbatch,
             module.aggregation,
-            module.judge(collection.groups),
+            credit if credit is not None else module.judge(collection.groups),
             (self.seed, iteration),
+            needed,
         )
-        return self._schedule
+        return Sealed(self._schedule)
 
     def _collect(self, trainer: L.Trainer, iteration: int) -> Collection:
         first = self._next_context
@@ -295,6 +333,7 @@ class RolloutDataModule(L.LightningDataModule):
                 self.dynamic_sampling,
                 on_rollout,
                 self.check_sigterm,
+                trainer.precision_plugin.forward_context,
             )
 
     def _context(self, n: int) -> Context:
@@ -312,7 +351,7 @@ class RolloutDataModule(L.LightningDataModule):
             raise SIGTERMException
 
     def _exchange(
-        self, collection: Collection, seconds: float
+        self, collection: Collection, seconds: float, needed: torch.Tensor | None
     ) -> tuple[list[EpisodeEntry], list[tuple[dict[str, torch.Tensor], int]]]:
         """Tells all ranks who holds what, and sums the statistics of all into `collected`.
 
@@ -327,7 +366,8 @@ class RolloutDataModule(L.LightningDataModule):
             first = collection.groups[0].rollouts[0]
             one = {name: value[:1].clone() for name, value in first.record.items()}
             filler = (one, first.log_probs.shape[1])
-        mine = (episode_entries(collection.groups, rank), filler, collection_counts(collection))
+        entries = episode_entries(collection.groups, rank, needed)
+        mine = (entries, filler, collection_counts(collection))
         if self.trainer.world_size > 1:
             everyone: list[Any] = [None] * self.trainer.world_size
             dist.all_gather_object(everyone, mine)
@@ -355,14 +395,21 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def val_dataloader(self) -> EvaluationEpisodes:
+    def val_dataloader(self) -> Sealed:
         """The evaluation episodes, run lazily: one finished rollout per batch."""
         assert self.trainer is not None
         starts = evaluation_starts(self.environment, self.eval_states_per_task, self.eval_videos)
         mine = starts[self.trainer.global_rank :: self.trainer.world_size]
-        return EvaluationEpisodes(mine, self._evaluate)
+        self._evaluation = EvaluationEpisodes(mine, self._evaluate)
+        return Sealed(self._evaluation)
 
-    def _evaluate(self, starts: list[Start]) -> Iterator[Rollout]:
+    def end_evaluation(self) -> None:
+        """Ends the episodes of an evaluation, of which Lightning may have taken but some."""
+        if self._evaluation is not None:
+            self._evaluation.close()
+
+    def _evaluate(self, starts: list[Start]) -> Generator[Rollout, None, None]:
+        assert self.trainer is not None
         return run_evaluation(
             self.module.policy,
             self.pool,
@@ -371,6 +418,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.seed if self.eval_sampling else None,
             self.num_workers,
             self.check_sigterm,
+            self.trainer.precision_plugin.forward_context,
         )
 
 

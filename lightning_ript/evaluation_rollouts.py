@@ -5,13 +5,13 @@ Validation by Lightning and the `EvaluationSweep` callback both run them from he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, nullcontext
 
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.rollouts import Episode, acting, run_episodes
+from lightning_ript.rollouts import Episode, Precision, acting, run_episodes
 from lightning_ript.types import Context, Rollout
 
 _EVALUATION = 2**32 - 1  # Stands where training seeds have the iteration.
@@ -48,8 +48,9 @@ def run_evaluation(
     seed: int | None,
     num_workers: int,
     check: Callable[[], None] = lambda: None,
-) -> Iterator[Rollout]:
-    """Runs the episodes and yields each as it finishes.
+    precision: Precision = nullcontext,
+) -> Generator[Rollout, None, None]:
+    """Runs the episodes and yields each as it finishes; close it if it is not run to its end.
 
     Args:
         policy: The policy that acts.
@@ -59,6 +60,7 @@ def run_evaluation(
         seed: Seed of the sampling noise; None acts on the most likely action instead.
         num_workers: Simulator processes, which want cores.
         check: Called after every episode; raises to stop.
+        precision: Makes the context that the policy decides in.
     """
 
     def episodes() -> Iterator[Episode]:
@@ -70,7 +72,7 @@ def run_evaluation(
 
     with (
         acting(policy, num_workers),
-        closing(run_episodes(policy, pool, episodes(), max_steps)) as stream,
+        closing(run_episodes(policy, pool, episodes(), max_steps, precision)) as stream,
     ):
         for rollout in stream:
             check()
@@ -81,12 +83,24 @@ class EvaluationEpisodes:
     """A sized iterable of evaluation rollouts; every iteration runs them anew."""
 
     def __init__(
-        self, starts: list[Start], run: Callable[[list[Start]], Iterator[Rollout]]
+        self, starts: list[Start], run: Callable[[list[Start]], Generator[Rollout, None, None]]
     ) -> None:
         self._starts, self._run = starts, run
+        self._running: Generator[Rollout, None, None] | None = None
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __iter__(self) -> Iterator[Rollout]:
-        return self._run(self._starts)
+        self.close()
+        self._running = self._run(self._starts)
+        return self._running
+
+    def close(self) -> None:
+        """Ends the iteration, which Lightning leaves after the last rollout or an earlier one.
+
+        Until then the policy is as it is for acting.
+        """
+        if self._running is not None:
+            self._running.close()
+            self._running = None

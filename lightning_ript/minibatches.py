@@ -26,20 +26,32 @@ class EpisodeEntry:
         k: Its number in the group.
         rank: The rank that holds it.
         decisions: Its decision steps D.
+        needed: How many of them have to be computed.
     """
 
     number: int
     k: int
     rank: int
     decisions: int
+    needed: int
 
 
-def episode_entries(groups: Sequence[RolloutGroup], rank: int) -> list[EpisodeEntry]:
-    """Lists the episodes of this rank's groups."""
+def episode_entries(
+    groups: Sequence[RolloutGroup], rank: int, needed: Tensor | None = None
+) -> list[EpisodeEntry]:
+    """Lists the episodes of this rank's groups.
+
+    Args:
+        groups: This rank's groups.
+        rank: This rank.
+        needed: Which of their decisions have to be computed, (N,) bool; None for all.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = [rollout.decisions for rollout in rollouts]
+    counts = lengths if needed is None else [int(part.sum()) for part in needed.split(lengths)]
     return [
-        EpisodeEntry(group.context.index, rollout.k, rank, rollout.decisions)
-        for group in groups
-        for rollout in group.rollouts
+        EpisodeEntry(rollout.context.index, rollout.k, rank, rollout.decisions, count)
+        for rollout, count in zip(rollouts, counts, strict=True)
     ]
 
 
@@ -50,6 +62,11 @@ class MinibatchSchedule:
     out of all ranks' together. Each rank contributes the decision steps it holds, batched without
     padding in micro-batches of a bounded size; ranks with less add micro-batches of weight zero so
     that all take the same number of steps.
+
+    Decisions that nothing is learned from may be left out. They still count in the normalizer and
+    their minibatch still steps, even if none is left in it, on a micro-batch of weight zero: its
+    gradient is zero, but optimizers with momentum or weight decay would move, and leaving out must
+    change nothing but the time it takes.
 
     Args:
         groups: The groups this rank holds.
@@ -65,6 +82,8 @@ class MinibatchSchedule:
         aggregation: "token" weighs every token alike, "sequence" every episode.
         credit: Advantages and returns of all decisions of `groups`.
         seed: Entropy of the shuffling.
+        needed: Which decisions of `groups` have to be computed, (N,) bool, as `entries` were told;
+            None for all.
     """
 
     def __init__(
@@ -81,6 +100,7 @@ class MinibatchSchedule:
         aggregation: Aggregation,
         credit: Credit,
         seed: tuple[int, ...],
+        needed: Tensor | None = None,
     ) -> None:
         self._entries = sorted(entries, key=lambda e: (e.number, e.k))
         self._rank, self._world_size = rank, world_size
@@ -88,6 +108,7 @@ class MinibatchSchedule:
         self._passes, self._per_minibatch = passes, episodes_per_minibatch
         self._per_microbatch = decisions_per_microbatch
         self._aggregation, self._credit, self._seed = aggregation, credit, seed
+        self._needed = needed
 
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         self._offsets: dict[tuple[int, int], int] = {}
@@ -115,7 +136,7 @@ class MinibatchSchedule:
     def _num_microbatches(self, minibatch: list[EpisodeEntry]) -> int:
         per_rank = [0] * self._world_size
         for entry in minibatch:
-            per_rank[entry.rank] += entry.decisions
+            per_rank[entry.rank] += entry.needed
         return max(1, math.ceil(max(per_rank) / self._per_microbatch))
 
     def __len__(self) -> int:
@@ -138,6 +159,8 @@ class MinibatchSchedule:
             if entry.rank == self._rank
         ]
         rows = torch.cat(mine) if mine else torch.empty(0, dtype=torch.long)
+        if self._needed is not None:
+            rows = rows[self._needed[rows]]
         count = self._num_microbatches(minibatch)
         for i, part in enumerate(rows.tensor_split(count)):
             is_last = i == count - 1

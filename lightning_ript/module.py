@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import ExplainedVariance, MeanMetric, MetricCollection
@@ -27,6 +29,8 @@ from lightning_ript.evaluation import SuccessRate
 from lightning_ript.minibatches import Aggregation
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.ppo import clipped_surrogate, kl_penalty
+from lightning_ript.sharding import clip_gradients, gathered, gradients_stay, is_sharded, shard
+from lightning_ript.strategies import ShardedStrategy
 from lightning_ript.types import Minibatch, Rollout, RolloutGroup
 
 _WATCHED = ("ratio", "clip_fraction", "approx_kl", "entropy", "advantage")
@@ -51,7 +55,8 @@ class RIPTLightningModule(L.LightningModule):
         clip_low: Clip range of the ratio below 1.
         clip_high: Clip range above 1; larger than `clip_low` for an asymmetric clip.
         kl_coefficient: Weight of the KL divergence to the starting policy; 0 for none.
-        max_grad_norm: Gradients of each optimizer group are scaled down to this norm.
+        max_grad_norm: Gradients of each optimizer group are scaled down to this norm, unless the
+            policy's group has a `max_grad_norm` of its own.
         optimizer: Makes the optimizer from the policy's parameter groups.
         scheduler: Makes a learning rate scheduler, stepped once per iteration.
         critic: A value function that judges every decision, with generalized advantage estimation;
@@ -113,12 +118,62 @@ class RIPTLightningModule(L.LightningModule):
         self.watched = MetricCollection({name: MeanMetric() for name in watched})
         self.explained_variance = ExplainedVariance()
         self.grad_norm = MeanMetric()
+        self._group_norms: dict[str, MeanMetric] = {}
         self.loss = MeanMetric()
         self._loss_of_step = 0.0
 
+    def setup(self, stage: str) -> None:
+        """Refuses what cannot work.
+
+        Raises:
+            ValueError: If the precision is one whose gradients are scaled.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                "trainer.precision 16-mixed scales gradients, which are clipped here unscaled: set "
+                "bf16-mixed."
+            )
+
+    def configure_model(self) -> None:
+        """Under FSDP, leaves each rank its share of all parameters.
+
+        Raises:
+            TypeError: If the strategy is another of Lightning's for sharding.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not isinstance(
+            strategy, ShardedStrategy
+        ):
+            raise TypeError(
+                "trainer.strategy is ModelParallelStrategy, whose checkpoints no other strategy "
+                "could resume: set fsdp2 (lightning_ript.strategies.ShardedStrategy), which is the "
+                "same without that."
+            )
+        if isinstance(strategy, FSDPStrategy):
+            raise TypeError(
+                "trainer.strategy is FSDPStrategy, which forbids a backward pass within "
+                "training_step, where RIPT does several per optimizer step: set fsdp2."
+            )
+        if self.device_mesh is None or is_sharded(self.policy):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for policy in (self.policy, self.reference):
+            if policy is not None:
+                shard(policy, mesh, policy.blocks(), ("act", "log_prob", "features"))
+        if self.critic is not None:
+            shard(self.critic, mesh)
+
     def configure_optimizers(self) -> Any:
-        """One optimizer over the policy's parameter groups and, at the end, the critic's."""
+        """One optimizer over the policy's parameter groups and, at the end, the critic's.
+
+        Raises:
+            ValueError: If two groups have the same name.
+        """
         groups = list(self.policy.parameter_groups())
+        names = [str(group["name"]) for group in groups if "name" in group]
+        if len(set(names)) < len(names):
+            raise ValueError(f"parameter_groups() has two groups of a name among {names}.")
+        self._group_norms = {name: MeanMetric().to(self.device) for name in names}
         if self.critic is not None:
             parameters = list(self.critic.parameters())
             groups.append({"params": parameters, "lr": self.critic.config.lr})
@@ -129,6 +184,11 @@ class RIPTLightningModule(L.LightningModule):
 
     # -- training ---------------------------------------------------------------------------------
 
+    @property
+    def needs_every_decision(self) -> bool:
+        """Whether decisions are computed even if their advantage is zero."""
+        return self.reference is not None or self.critic is not None
+
     def judge(self, groups: Sequence[RolloutGroup]) -> Credit:
         """Judges the decisions of this rank's groups, before anything is learned from them.
 
@@ -138,7 +198,8 @@ class RIPTLightningModule(L.LightningModule):
             return group_credit(self.advantage, groups)
         config = self.critic.config
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        values = [value for group in groups for value in self._values(group)]
+        with gathered(self.policy, self.critic):  # ranks have different numbers of groups
+            values = [value for group in groups for value in self._values(group)]
         credit = temporal_credit(values, [r.success for r in rollouts], config)
         outcomes = [discounted_success(r.decisions, r.success, config.gamma) for r in rollouts]
         self.explained_variance.update(
@@ -160,7 +221,8 @@ class RIPTLightningModule(L.LightningModule):
             name: torch.cat([rollout.record[name] for rollout in group.rollouts]).to(self.device)
             for name in group.rollouts[0].record
         }
-        values = self.critic.values(self.policy.features(record)).cpu()
+        with self.trainer.precision_plugin.forward_context():
+            values = self.critic.values(self.policy.features(record)).cpu()
         yield from values.split([rollout.decisions for rollout in group.rollouts])
 
     def on_train_epoch_start(self) -> None:
@@ -196,13 +258,13 @@ class RIPTLightningModule(L.LightningModule):
         }
         # Strategies and metrics average over ranks, but the normalizer already spans them.
         ranks = self.trainer.world_size
-        if self.critic is None:
-            self.manual_backward(loss * ranks)
-        else:
+        total = loss
+        if self.critic is not None:
             value_losses = self._value_losses(batch)
             watched["value_loss"] = value_losses.detach()
-            value_loss = (batch.weights * value_losses).sum() / batch.normalizer
-            self.manual_backward((loss + value_loss) * ranks)
+            total = loss + (batch.weights * value_losses).sum() / batch.normalizer
+        with gradients_stay(self.trainer.model, not batch.is_last):
+            self.manual_backward(total * ranks)
         self._watch(batch, loss.detach() * ranks, watched)
         if batch.is_last:
             self._step()
@@ -217,14 +279,17 @@ class RIPTLightningModule(L.LightningModule):
     def _step(self) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        groups = optimizer.param_groups
         norms = [
-            torch.nn.utils.clip_grad_norm_(
-                group["params"], self.max_grad_norm, error_if_nonfinite=True
-            )
-            for group in optimizer.param_groups
+            clip_gradients(group["params"], group.get("max_grad_norm", self.max_grad_norm))
+            for group in groups
         ]
-        for norm in norms if self.critic is None else norms[:-1]:
-            self.grad_norm.update(norm)
+        if self.critic is not None:
+            groups, norms = groups[:-1], norms[:-1]
+        self.grad_norm.update(torch.stack(norms).norm())
+        for group, norm in zip(groups, norms, strict=True):
+            if "name" in group:
+                self._group_norms[group["name"]].update(norm)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -244,14 +309,20 @@ class RIPTLightningModule(L.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         values = dict(datamodule.collected) if datamodule is not None else {}
         watched = [*self.watched.items(), ("loss", self.loss), ("grad_norm", self.grad_norm)]
+        watched += [(f"grad_norm/{name}", norm) for name, norm in self._group_norms.items()]
         if self.critic is not None:
             watched.append(("explained_variance", self.explained_variance))
         for name, metric in watched:
-            values[f"train/{name}"] = metric.compute()
+            value = metric.compute()
             metric.reset()
+            if name not in self.watched or not math.isnan(value):  # no decision was worth computing
+                values[f"train/{name}"] = value
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         values["train/lr"] = optimizer.param_groups[0]["lr"]
+        for group in optimizer.param_groups:
+            if "name" in group:
+                values[f"train/lr/{group['name']}"] = group["lr"]
         values["time/learning"] = time.monotonic() - self._learning_since
         # All but the times are the same on every rank.
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
@@ -271,6 +342,9 @@ class RIPTLightningModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs success rates over all ranks."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            datamodule.end_evaluation()
         result = self.success_rate.compute()
         self.evaluation = result
         self.log("val/success_rate", result.rate, prog_bar=True, batch_size=1, sync_dist=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,9 +20,13 @@ from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.filtering import is_informative
 from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.sharding import gathered
 from lightning_ript.types import ChunkResult, Context, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)
+
+Precision = Callable[[], AbstractContextManager]
+"""Makes the context of a forward pass, as Lightning's precision plugins do."""
 
 _ATTEMPTS = 3  # of an episode; a simulator that fails each time has another reason than bad luck
 
@@ -59,21 +63,29 @@ class _Running:
 
 @contextmanager
 def acting(policy: PolicyAdapter, num_workers: int) -> Iterator[None]:
-    """Puts the policy in evaluation mode, and leaves the simulators their cores."""
+    """Puts the policy in evaluation mode, gathers it, and leaves the simulators their cores.
+
+    Under FSDP every rank has to enter, but needs no other after that.
+    """
     training, threads = policy.training, torch.get_num_threads()
     policy.eval()
     # OpenMP's threads wait for each other by spinning: one too many, and a decision takes 20 times
     # as long.
     torch.set_num_threads(max(1, threads - num_workers))
     try:
-        yield
+        with gathered(policy):
+            yield
     finally:
         torch.set_num_threads(threads)
         policy.train(training)
 
 
 def run_episodes(
-    policy: PolicyAdapter, pool: EnvironmentPool, episodes: Iterator[Episode], max_steps: int
+    policy: PolicyAdapter,
+    pool: EnvironmentPool,
+    episodes: Iterator[Episode],
+    max_steps: int,
+    precision: Precision = nullcontext,
 ) -> Generator[Rollout, None, None]:
     """Runs episodes and yields each as it finishes; a free slot starts the next one at once.
 
@@ -85,6 +97,7 @@ def run_episodes(
         pool: Where the episodes run.
         episodes: What to run; the next one is taken only when a slot is free.
         max_steps: Control steps after which an episode has failed.
+        precision: Makes the context that the policy decides in.
 
     Raises:
         WorkerError: If a simulator cannot be built, or fails in an episode time after time.
@@ -128,7 +141,7 @@ def run_episodes(
                 deciding.append(slot)
                 observations.append(answer)
             if deciding:
-                _decide(policy, pool, deciding, observations, running, max_steps)
+                _decide(policy, pool, deciding, observations, running, max_steps, precision)
     finally:
         pool.drain()
 
@@ -140,6 +153,7 @@ def _decide(
     observations: list,
     running: dict[int, _Running],
     max_steps: int,
+    precision: Precision,
 ) -> None:
     """Gives each waiting slot its next action chunk."""
     states = [running[slot] for slot in slots]
@@ -153,8 +167,9 @@ def _decide(
             draws = [states[i].rng.random(policy.noise_shape, np.float32) for i in rows]  # type: ignore[union-attr]
             noise = torch.from_numpy(np.stack(draws)).to(policy.device)
         tasks = [states[i].episode.context.task for i in rows]
-        decisions = policy.act([observations[i] for i in rows], tasks, noise)
-        actions = decisions.actions.cpu().numpy()
+        with precision():
+            decisions = policy.act([observations[i] for i in rows], tasks, noise)
+        actions = decisions.actions.float().cpu().numpy()
         if not np.isfinite(actions).all():
             raise FloatingPointError(
                 f"the policy gave a non-finite action for task '{tasks[0].name}': its parameters "
@@ -213,6 +228,7 @@ def collect_groups(
     dynamic_sampling: bool = True,
     on_rollout: Callable[[Rollout, ContextQueue], None] = lambda rollout, queue: None,
     check: Callable[[], None] = lambda: None,
+    precision: Precision = nullcontext,
 ) -> Collection:
     """Runs groups until the queue says that enough were kept or that no context is left.
 
@@ -227,6 +243,7 @@ def collect_groups(
         dynamic_sampling: Whether groups with all-equal rewards are dropped.
         on_rollout: Called after every finished episode, for progress.
         check: Called after every finished episode and while waiting for others; raises to stop.
+        precision: Makes the context that the policy decides in.
     """
     finished: dict[int, list[Rollout]] = {}
     complete: dict[int, RolloutGroup] = {}
@@ -242,7 +259,7 @@ def collect_groups(
     def keeps(group: RolloutGroup) -> bool:
         return not dynamic_sampling or is_informative(group.rewards)
 
-    with closing(run_episodes(policy, pool, episodes(), max_steps)) as stream:
+    with closing(run_episodes(policy, pool, episodes(), max_steps, precision)) as stream:
         for rollout in stream:
             n = rollout.context.index
             finished[n].append(rollout)

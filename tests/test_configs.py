@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import test_published
 from test_supervised import TASK, write_demonstrations
+from toy_runs import start
 
 from lightning_ript.cli import main
 from lightning_ript.run_directory import history_path
 
 QUICKSTART = [f"quickstart/{name}" for name in ("libero", "ript", "policy")]
+TRAINERS = ["one_gpu", "four_gpus_ddp", "four_gpus_fsdp2", "two_nodes"]
 # Which command takes which files together; as the Makefile does it.
 COMMANDS = [
     ("fit", ["toy"]),
@@ -27,6 +29,11 @@ COMMANDS = [
         ("fit", [*below, f"ablations/{name}"])
         for below in (["toy"], QUICKSTART)
         for name in ("critic", "no_dynamic_sampling", "initial_state_noise")
+    ],
+    *[
+        ("fit", [*below, f"trainers/{name}"])
+        for below in (["toy"], ["quest/ript", "quest/libero_goal/ript"])
+        for name in TRAINERS
     ],
 ]
 # What the files leave for the user to say.
@@ -51,6 +58,24 @@ def test_it_parses(command, names, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, *configs(names), *files, "--print_config"])
     assert caught.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trainer", "numbers"),
+    [
+        ("one_gpu", []),
+        ("four_gpus_ddp", ["--trainer.devices=2"]),
+        ("four_gpus_fsdp2", ["--trainer.devices=2"]),
+        ("two_nodes", ["--trainer.devices=2", "--trainer.num_nodes=1"]),
+    ],
+)
+def test_trainers_run_without_gpus(trainer, numbers, tmp_path):
+    """On two processes of this machine, as there is no other."""
+    config = f"--config=configs/trainers/{trainer}.yaml"
+    process = start(tmp_path, 1, config, "--trainer.accelerator=cpu", *numbers)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert (tmp_path / "checkpoints/last.ckpt").is_file()
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def groups(make_group):
     ]
 
 
-def schedules(holdings, **changes):
+def schedules(holdings, estimator="leave_one_out", all_needed=True, **changes):
     """One schedule per rank; `holdings` says which groups each rank holds."""
     settings = {
         "passes": 2,
@@ -36,11 +36,22 @@ def schedules(holdings, **changes):
         "aggregation": "token",
         "seed": (0, 7),
     } | changes
-    entries = [e for rank, held in enumerate(holdings) for e in episode_entries(held, rank)]
-    credits = [group_credit("leave_one_out", held) for held in holdings]
+    credits = [group_credit(estimator, held) for held in holdings]
+    needed = [None if all_needed else credit.advantages != 0 for credit in credits]
+    entries = [
+        e for rank, held in enumerate(holdings) for e in episode_entries(held, rank, needed[rank])
+    ]
     return [
         MinibatchSchedule(
-            held, entries, rank, len(holdings), FILLER, TOKENS, credit=credits[rank], **settings
+            held,
+            entries,
+            rank,
+            len(holdings),
+            FILLER,
+            TOKENS,
+            credit=credits[rank],
+            needed=needed[rank],
+            **settings,
         )
         for rank, held in enumerate(holdings)
     ]
@@ -58,10 +69,10 @@ def steps(schedule):
     return result
 
 
-def gradients(holdings, **changes):
+def gradients(holdings, estimator="leave_one_out", **changes):
     """Gradient of every optimizer step with respect to a made-up policy, summed over ranks."""
     result = []
-    for step in zip(*[steps(s) for s in schedules(holdings, **changes)], strict=True):
+    for step in zip(*[steps(s) for s in schedules(holdings, estimator, **changes)], strict=True):
         parameters = torch.tensor([0.3, -0.2], dtype=torch.double, requires_grad=True)
         for batch in [batch for rank in step for batch in rank]:
             ids = batch.record["id"].double().unsqueeze(-1)
@@ -160,6 +171,53 @@ def test_token_and_sequence_means_by_hand(make_group):
 
     assert loss("token") == pytest.approx(-(2 * 1 - 6 * 1) / 8)
     assert loss("sequence") == pytest.approx(-(1 - 1) / 2, abs=1e-6)
+
+
+# -- decisions that nothing is learned from --------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+@pytest.mark.parametrize("size", [3, 1000])
+def test_leaving_out_changes_no_gradient(groups, make_group, aggregation, size):
+    # REINFORCE learns nothing from failures, nor leave-one-out from groups that agree.
+    a, b, c = groups
+    mixed = [a, make_group(9, [1, 1, 1], [2, 8, 3]), b, make_group(11, [0, 0, 0], [4, 4, 4]), c]
+    settings = {"aggregation": aggregation, "decisions_per_microbatch": size}
+    for estimator in ("plain", "leave_one_out"):
+        for holdings in ([mixed], [mixed[:2], mixed[2:]], [mixed[3:4], [*mixed[:3], c]]):
+            whole = gradients(holdings, estimator, **settings)
+            assert whole.abs().max() > 1e-4
+            less = gradients(holdings, estimator, all_needed=False, **settings)
+            torch.testing.assert_close(less, whole, rtol=1e-6, atol=1e-9)
+
+
+def test_ranks_stay_in_step_without_the_decisions_left_out(make_group):
+    good, bad = make_group(0, [1, 0], [5, 20]), make_group(1, [0, 0], [9, 9])
+    settings = {"passes": 1, "episodes_per_minibatch": 4, "decisions_per_microbatch": 2}
+    ranks = schedules([[good], [bad]], "plain", all_needed=False, **settings)
+    for rank in ranks:
+        assert [len(step) for step in steps(rank)] == [3]  # of 2, 2 and 1 decisions
+    assert sorted(int(i) for b in ranks[0] for i in b.record["id"]) == [0, 1, 2, 3, 4]
+    assert all(b.record is FILLER and not b.weights.any() for b in ranks[1])
+    # All 43 decisions still share the loss: 5 of them, ratio 1, advantage 1.
+    assert {b.normalizer for rank in ranks for b in rank} == {43.0 * TOKENS}
+    loss = sum(
+        clipped_surrogate(
+            b.old_log_probs, b.old_log_probs, b.advantages, b.weights, b.normalizer
+        ).loss.item()
+        for rank in ranks
+        for b in rank
+    )
+    assert loss == pytest.approx(-5 / 43)
+
+
+def test_a_minibatch_without_any_decision_left_still_steps(make_group):
+    groups = [make_group(n, [0, 0], [3, 4]) for n in range(2)]
+    settings = {"passes": 2, "episodes_per_minibatch": 2}
+    for rank in schedules([groups[:1], groups[1:]], "plain", all_needed=False, **settings):
+        assert [len(step) for step in steps(rank)] == [1] * 4
+        assert len(rank) == 4
+        assert all(b.record is FILLER and b.normalizer > 0 for b in rank)
 
 
 @pytest.mark.skipif(not GOLDENS.is_dir(), reason="no golden tensors here")

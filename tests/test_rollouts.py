@@ -13,6 +13,7 @@ from lightning_ript.contexts import SampledContexts
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.envs.toy import ToyEnvironment, ToySpec
+from lightning_ript.evaluation_rollouts import EvaluationEpisodes
 from lightning_ript.filtering import is_informative
 from lightning_ript.policies.toy import ToyPolicy
 from lightning_ript.rollouts import Episode, collect_groups, run_episodes
@@ -212,3 +213,22 @@ def test_collecting_can_be_stopped():
     with pytest.raises(InterruptedError):
         collect(pool, check=stop)
     assert not pool._pending
+
+
+def test_an_evaluation_that_is_left_early_ends_when_it_is_closed():
+    left = []
+
+    def run(starts):
+        try:
+            yield from starts
+        finally:
+            left.append(True)
+
+    episodes = EvaluationEpisodes([1, 2, 3], run)
+    assert len(episodes) == 3
+    stream = iter(episodes)
+    assert [next(stream), next(stream), next(stream)] == [1, 2, 3]  # all, but not to the end
+    assert not left
+    episodes.close()
+    assert left == [True]
+    assert list(episodes) == [1, 2, 3]

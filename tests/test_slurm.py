@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+
+from lightning_ript.cli import main
 
 SCRIPT = Path(__file__).parents[1] / "configs/slurm.sbatch"
 
@@ -29,9 +32,24 @@ def cluster(tmp_path, monkeypatch):
 def test_every_gpu_gets_a_process(cluster):
     subprocess.run(["bash", SCRIPT, "fit", "--config", "a.yaml"], check=True, timeout=30)
     assert cluster.read_text() == (
-        "srun lightning-ript fit --config a.yaml --trainer.accelerator gpu --trainer.devices 4 "
-        "--trainer.num_nodes 2 --trainer.strategy ddp\n"
+        "srun lightning-ript fit --trainer.strategy ddp --config a.yaml "
+        "--trainer.accelerator gpu --trainer.devices 4 --trainer.num_nodes 2\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "strategy"),
+    [([], "ddp"), (["--config=configs/trainers/four_gpus_fsdp2.yaml"], "fsdp2")],
+)
+def test_a_config_may_name_another_strategy(cluster, capsys, more, strategy):
+    files = ["--config=configs/toy.yaml", *more]
+    subprocess.run(["bash", SCRIPT, "fit", *files], check=True, timeout=30)
+    arguments = cluster.read_text().split()[2:]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--print_config"])
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert (trainer["accelerator"], trainer["strategy"]) == ("gpu", strategy)
+    assert (int(trainer["devices"]), trainer["num_nodes"]) == (4, 2)
 
 
 def test_other_commands_get_no_trainer(cluster):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from block_policy import BlockPolicy
 from toy_runs import SGD, fit, history, weights
 
 from lightning_ript.cli import main
@@ -132,6 +133,87 @@ def test_ablations_matter(plain_run, tmp_path, change):
     run = fit(tmp_path, 1, *SGD, change)
     start = {f"policy.{n}": v for n, v in ToyPolicy().state_dict().items()}
     assert distance(run, weights(plain_run)) > 0.01 * distance(plain_run, start)
+
+
+class EveryDecision(RIPTLightningModule):
+    """Computes what nothing is learned from, too."""
+
+    needs_every_decision = True
+
+
+def test_decisions_without_advantage_are_not_computed(tmp_path, monkeypatch):
+    computed = []
+    original = ToyPolicy.log_prob
+
+    def counted(policy, record):
+        computed[-1] += len(record["indices"])
+        return original(policy, record)
+
+    monkeypatch.setattr(ToyPolicy, "log_prob", counted)
+    # Failures have no advantage here, and most of the start's rollouts fail.
+    plain = ["--model.init_args.advantage=plain", "--data.init_args.dynamic_sampling=false"]
+    momentum = ["--model.init_args.optimizer.momentum=0.9"]
+    runs = []
+    for name in ("lightning_ript.module.RIPTLightningModule", "test_toy_loop.EveryDecision"):
+        computed.append(0)
+        more = [*SGD, *plain, *momentum, f"--model.class_path={name}"]
+        runs.append(fit(tmp_path / name, 2, *more))
+    assert 0 < computed[0] < 0.5 * computed[1]
+    assert_close(*runs)
+
+
+def test_an_iteration_without_any_advantage_changes_nothing_but_time(tmp_path):
+    more = ["--data.init_args.dynamic_sampling=false", *hopeless(0), "--trainer.max_epochs=1"]
+    run = fit(tmp_path, 1, *SGD, *more)
+    for name, value in ToyPolicy().net.state_dict().items():
+        assert torch.equal(run["state_dict"][f"policy.net.{name}"], value)
+    (entry,) = history(tmp_path)
+    assert entry["metrics"]["train/loss"] == entry["metrics"]["train/grad_norm"] == 0
+    assert "train/ratio" not in entry["metrics"]  # of nothing
+
+
+def test_groups_of_parameters_have_rates_and_norms_of_their_own(tmp_path):
+    settings = [
+        "--model.init_args.policy=block_policy.BlockPolicy",
+        "--model.init_args.policy.head_norm=0.01",
+        "--model.init_args.max_grad_norm=0.002",
+        *SGD,
+        "--model.init_args.scheduler=torch.optim.lr_scheduler.StepLR",
+        "--model.init_args.scheduler.step_size=1",
+        "--model.init_args.scheduler.gamma=0.5",
+        "--model.init_args.passes=1",
+        "--model.init_args.episodes_per_minibatch=999",
+    ]
+    run = fit(tmp_path, 2, *settings)
+    first, second = (entry["metrics"] for entry in history(tmp_path))
+    for entry, factor in ((first, 1), (second, 0.5)):
+        rates = [entry["train/lr/head"], entry["train/lr/adapters"]]
+        assert rates == pytest.approx([0.5 * factor, 0.02 * factor])
+    head, adapters = first["train/grad_norm/head"], first["train/grad_norm/adapters"]
+    assert head > 0.01
+    assert adapters > 0.002
+    assert first["train/grad_norm"] == pytest.approx((head**2 + adapters**2) ** 0.5)
+    # Both steps are as long as rate and norm allow: 0.5 * 0.01 and
+    # 0.25 * 0.01 for the head; together at most the sum.
+    moved = {"net.head": 0.0, "net.blocks": 0.0}
+    for name, value in BlockPolicy().named_parameters():
+        change = (run["state_dict"][f"policy.{name}"] - value).norm().item()
+        if not value.requires_grad:
+            assert change == 0
+            continue
+        moved[".".join(name.split(".")[:2])] += change**2
+    assert 0.5 * 0.0075 < moved["net.head"] ** 0.5 <= 0.0075 * 1.001
+    assert 0.5 * 0.00006 < moved["net.blocks"] ** 0.5 <= 0.00006 * 1.01
+
+
+def test_groups_of_parameters_have_different_names(tmp_path):
+    class Twice(BlockPolicy):
+        def parameter_groups(self):
+            return [{**group, "name": "head"} for group in super().parameter_groups()]
+
+    module = RIPTLightningModule(Twice())
+    with pytest.raises(ValueError, match="two groups of a name"):
+        module.configure_optimizers()
 
 
 def test_the_kl_penalty_holds_the_policy_back(plain_run, tmp_path):

@@ -26,9 +26,9 @@ SHORT = [
 SGD = ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.lr=0.5"]
 
 
-def arguments(run_dir, iterations, *more):
+def arguments(run_dir, iterations, *more, command="fit"):
     """What to give the command for a run of so many iterations."""
-    return ["fit", *SHORT, f"--run_dir={run_dir}", f"--trainer.max_epochs={iterations}", *more]
+    return [command, *SHORT, f"--run_dir={run_dir}", f"--trainer.max_epochs={iterations}", *more]
 
 
 def fit(run_dir, iterations, *more):
@@ -37,9 +37,10 @@ def fit(run_dir, iterations, *more):
     return checkpoint(run_dir)
 
 
-def start(run_dir, iterations, *more):
+def start(run_dir, iterations, *more, command="fit"):
     """Runs as a user's shell would."""
-    command = [sys.executable, "-m", "lightning_ript", *arguments(run_dir, iterations, *more)]
+    typed = arguments(run_dir, iterations, *more, command=command)
+    command = [sys.executable, "-m", "lightning_ript", *typed]
     return subprocess.Popen(
         command,
         cwd=ROOT,

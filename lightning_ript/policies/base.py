@@ -64,6 +64,15 @@ class PolicyAdapter(nn.Module, ABC):
             and the entropy of each token's distribution (N, T).
         """
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Parts that take most of the parameters, e.g. a transformer's layers, inner ones first.
+
+        When processes share the parameters (FSDP), these are gathered one at a time, as each one's
+        `forward` is called, which is the only way to call them; whatever is not in a block is
+        gathered for the whole of `act` and `log_prob`. Optional: without blocks it is all one.
+        """
+        return ()
+
     @property
     def feature_size(self) -> int:
         """Width F of `features`. Optional, as these are.
@@ -88,7 +97,12 @@ class PolicyAdapter(nn.Module, ABC):
         )
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """Parameters that RIPT trains, as optimizer groups; by default all that want gradients."""
+        """Parameters that RIPT trains, as optimizer groups; by default all that want gradients.
+
+        Each group's gradient is clipped on its own. Beside `params`, a group may have settings of
+        the optimizer, such as its own `lr`, a `max_grad_norm` other than the module's, and a `name`
+        that its norm and learning rate are logged by.
+        """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     @property
