@@ -163,6 +163,20 @@ class RIPTLightningModule(L.LightningModule):
         if self.critic is not None:
             shard(self.critic, mesh)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what the policy reads from files of its own."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if self._saved(name)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts it back as it is now, so that anything else that is missing is noticed."""
+        left_out = {name: v for name, v in self.state_dict().items() if not self._saved(name)}
+        checkpoint["state_dict"] = {**left_out, **checkpoint["state_dict"]}
+
+    def _saved(self, name: str) -> bool:
+        owner, _, rest = name.partition(".")
+        return owner not in ("policy", "reference") or self.policy.saved(rest)
+
     def configure_optimizers(self) -> Any:
         """One optimizer over the policy's parameter groups and, at the end, the critic's.
 

@@ -34,3 +34,13 @@ def learning_curve_path(run_dir: str | Path) -> Path:
 def sweep_table_path(run_dir: str | Path) -> Path:
     """The table of a sweep, and of the sweeps during training."""
     return Path(run_dir) / "sweep.csv"
+
+
+def adapter_path(run_dir: str | Path, name: str) -> Path:
+    """The folder of a LoRA adapter and its heads."""
+    return Path(run_dir) / "lora" / name
+
+
+def scale_head_path(run_dir: str | Path) -> Path:
+    """The scale head that the run has trained."""
+    return Path(run_dir) / "scale_head.pth"

@@ -112,7 +112,7 @@ def whole(value: Tensor) -> Tensor:
 
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
     """Cuts `value`, whole on every rank, as `like` is cut; its dtype stays."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not isinstance(like, DTensor) or isinstance(value, DTensor) or value.shape != like.shape:
         return value
     value = value.to(like.device)
     return distribute_tensor(value, like.device_mesh, like.placements)

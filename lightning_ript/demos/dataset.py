@@ -19,6 +19,7 @@ from lightning_ript.demos.hdf5 import Demonstration
 from lightning_ript.policies.quest.model import CAMERAS, LOWDIM
 
 OPEN_FILES = 32  # per process
+PROPRIOCEPTION = (*LOWDIM, "ee_ori")  # what policies know of the robot: QueST's, OpenVLA-OFT's
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Trajectory:
     Attributes:
         demonstration: Where it lies.
         instruction: What a policy is told.
-        arrays: `actions` (T, 7) float32; if observations are wanted, `LOWDIM` (T, width) float32;
-            and if pictures are to be in memory as well, `CAMERAS` (T, H, W, 3) uint8.
+        arrays: `actions` (T, 7) float32; if observations are wanted, `PROPRIOCEPTION` (T, width)
+            float32; and if pictures are to be in memory as well, `CAMERAS` (T, H, W, 3) uint8.
     """
 
     demonstration: Demonstration
@@ -68,7 +69,7 @@ def load(
 
     arrays = {"actions": np.asarray(dataset("actions"), np.float32)}
     if not only_actions:
-        arrays |= {name: np.asarray(dataset(f"obs/{name}"), np.float32) for name in LOWDIM}
+        arrays |= {name: np.asarray(dataset(f"obs/{name}"), np.float32) for name in PROPRIOCEPTION}
         pictures = {name: dataset(f"obs/{name}") for name in CAMERAS}
         if in_memory:
             arrays |= {name: found[()] for name, found in pictures.items()}
@@ -141,7 +142,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         item: dict[str, Any] = {"actions": np.pad(actions, ((0, missing), (0, 0)), mode="edge")}
         if not self.only_actions:
             item["images"] = {name: self._picture(trajectory, name, step) for name in CAMERAS}
-            item["lowdim"] = {name: arrays[name][step] for name in LOWDIM}
+            item["lowdim"] = {name: arrays[name][step] for name in PROPRIOCEPTION}
             item["language"] = trajectory.instruction
         return item
 

@@ -105,6 +105,17 @@ class PolicyAdapter(nn.Module, ABC):
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    def saved(self, name: str) -> bool:
+        """Whether checkpoints hold a parameter or buffer, all of them by default.
+
+        A policy whose frozen weights lie in files of their own, which it reads whenever it is
+        built, leaves them out: its checkpoints are small then.
+
+        Args:
+            name: As in `state_dict`.
+        """
+        return True
+
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""

@@ -1,0 +1,87 @@
+"""Adapter and heads of OpenVLA-OFT in the published layout, beside the run's own checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_ript.policies.openvla_oft.adapter import OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.lora import save_adapter
+from lightning_ript.run_directory import adapter_path
+from lightning_ript.sharding import gathered
+
+
+class LoRACheckpoint(Callback):
+    """Writes the LoRA adapter and the heads, some megabytes, as RIPT-VLA publishes them.
+
+    `<run_dir>/lora/iteration_<n>` every so many iterations, and `<run_dir>/lora/best` whenever the
+    policy does better on the test states than it ever did. They are what others load; to resume a
+    run, with its optimizer, `last.ckpt` is enough.
+
+    Args:
+        every_n_iterations: Iterations from one to the next; 0 for none but the best.
+
+    Raises:
+        ValueError: If that is negative.
+    """
+
+    def __init__(self, every_n_iterations: int = 1) -> None:
+        if every_n_iterations < 0:
+            raise ValueError(
+                f"LoRACheckpoint.every_n_iterations is {every_n_iterations}: set it to 0 or more."
+            )
+        self.every_n_iterations = every_n_iterations
+        self._best = -1.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses a policy without an adapter."""
+        policy = pl_module.policy
+        if not isinstance(policy, OpenVLAOFTPolicy) or not policy.has_adapter:
+            raise TypeError(
+                "LoRACheckpoint saves a LoRA adapter, but the policy has none: set "
+                "model.policy to OpenVLAOFTPolicy with lora, or leave the callback out."
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the adapter of the policy that has just done best."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        rate = float(trainer.callback_metrics["val/success_rate"])
+        if rate > self._best:
+            self._best = rate
+            self._save(trainer, pl_module, "best")
+            rank_zero_info(f"The adapter with the best success so far, {rate:.1%}, is in lora/best")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps that of every so many iterations."""
+        iteration = trainer.current_epoch + 1
+        if self.every_n_iterations and iteration % self.every_n_iterations == 0:
+            self._save(trainer, pl_module, f"iteration_{iteration:03d}")
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        policy: OpenVLAOFTPolicy = pl_module.policy  # type: ignore[assignment]
+        with gathered(policy):
+            if trainer.is_global_zero:
+                replace_folder(adapter_path(trainer.default_root_dir, name), policy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best success so far."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it up again."""
+        self._best = state_dict["best"]
+
+
+def replace_folder(folder: Path, policy: OpenVLAOFTPolicy) -> None:
+    """Writes an adapter beside `folder`, and puts it there once it is whole."""
+    fresh = folder.with_name(f".{folder.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    save_adapter(policy.model, fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)

@@ -1,0 +1,173 @@
+"""The scale head's training, before RIPT or alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from lightning_ript.demos.datamodule import DemonstrationDataModule
+from lightning_ript.policies.openvla_oft import laplace
+from lightning_ript.policies.openvla_oft.adapter import OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.checkpoint import load_scale_head, save_scale_head
+from lightning_ript.policies.openvla_oft.config import CHUNK
+from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
+from lightning_ript.progress import progress_bar
+from lightning_ript.run_directory import scale_head_path
+from lightning_ript.sharding import gathered, sharded_like
+
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""Features (B, 8, 7 D) and absolute errors (B, 8, 7), anew at every call."""
+
+
+class ScaleHeadPretraining(Callback):
+    """Teaches a fresh scale head how far the policy's actions are from demonstrated ones.
+
+    The Laplace's negative log-likelihood of demonstrations, with its mean and all else of the model
+    frozen (RIPT-VLA, appendix; its authors have not published how). Runs before the first rollout
+    if the policy was given no head, and writes it to `<run_dir>/scale_head.pth` in the published
+    format; a run that is started again takes it from there. Alone: `--trainer.max_epochs 0`.
+
+    What the head sees is computed once for all epochs if it fits into `cache_gib`, else in each.
+    Every process does the same work, which needs no communication.
+
+    Args:
+        data: Demonstrations, with blocks of 8 actions; those it holds out are the test.
+        epochs: Passes over them.
+        lr: Learning rate of Adam.
+        cache_gib: Memory for what the head sees, in GiB; a step of the 7 B model takes 0.0004.
+        seed: Of the order of batches.
+
+    Raises:
+        ValueError: If a setting makes no sense.
+    """
+
+    def __init__(
+        self,
+        data: DemonstrationDataModule,
+        epochs: int = 10,
+        lr: float = 1e-4,
+        cache_gib: float = 32.0,
+        seed: int = 0,
+    ) -> None:
+        if epochs < 1 or not lr > 0 or cache_gib < 0:
+            raise ValueError(
+                f"ScaleHeadPretraining has epochs {epochs}, lr {lr} and cache_gib {cache_gib}: "
+                "set them to 1 or more, above 0, and 0 or more."
+            )
+        if data.block_size != CHUNK or data.only_actions:
+            raise ValueError(
+                f"ScaleHeadPretraining.data has block_size {data.block_size} and only_actions "
+                f"{data.only_actions}: set them to {CHUNK} and false."
+            )
+        self.data, self.epochs, self.lr = data, epochs, lr
+        self.cache_gib, self.seed = cache_gib, seed
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Reads the demonstrations, which may be missing, before anything expensive is started."""
+        policy = pl_module.policy
+        if not isinstance(policy, OpenVLAOFTPolicy):
+            raise TypeError(
+                f"ScaleHeadPretraining needs an OpenVLAOFTPolicy, not {type(policy).__name__}: "
+                "leave the callback out."
+            )
+        if stage == "fit" and policy.needs_scale_head and not self._path(trainer).is_file():
+            self.data.setup("fit")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Trains the head, or takes up the one that was trained before."""
+        policy: OpenVLAOFTPolicy = pl_module.policy  # type: ignore[assignment]
+        if not policy.needs_scale_head:
+            return
+        path = self._path(trainer)
+        with gathered(policy):
+            head = copy.deepcopy(policy.model.scale_head).requires_grad_(True)
+            if path.is_file():
+                load_scale_head(head, path)
+            else:
+                self._train(trainer, policy, head)
+                if trainer.is_global_zero:
+                    save_scale_head(head, path)
+        trainer.strategy.barrier()
+        with torch.no_grad():
+            for mine, trained in zip(
+                policy.model.scale_head.parameters(), head.parameters(), strict=True
+            ):
+                mine.copy_(sharded_like(trained, mine))
+        rank_zero_info(f"The scale head is in {path}")
+
+    def _path(self, trainer: L.Trainer) -> Any:
+        return scale_head_path(trainer.default_root_dir)
+
+    def _train(self, trainer: L.Trainer, policy: OpenVLAOFTPolicy, head: LaplaceScaleHead) -> None:
+        quiet = trainer.global_rank > 0 or trainer.progress_bar_callback is None
+        training = self._batches(policy, self.data.train_dataloader(), quiet)
+        test = self._batches(policy, self.data.val_dataloader(), quiet)
+        before = mean_nll(head, test)
+        optimizer = torch.optim.Adam(head.parameters(), self.lr)
+        for epoch in range(self.epochs):
+            bar = progress_bar(desc=f"scale head, epoch {epoch}", unit="batch", disable=quiet)
+            with bar:
+                for features, errors in training():
+                    loss = nll(head, features, errors).mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    bar.update()
+                    bar.set_postfix_str(f"NLL {loss.item():.3f}", refresh=False)
+        after = mean_nll(head, test)
+        if before is not None:
+            rank_zero_info(
+                f"Scale head: negative log-likelihood per action dimension of demonstrations held "
+                f"out, {before:.3f} -> {after:.3f}"
+            )
+
+    def _batches(self, policy: OpenVLAOFTPolicy, loader: Any, quiet: bool) -> Batches:
+        """What the head sees of a loader's steps, kept if it fits."""
+        kept: list[tuple[Tensor, Tensor]] = []
+        size, fits = 0.0, True
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal size, fits
+            if kept and fits:
+                for i in torch.randperm(len(kept), generator=generator).tolist():
+                    features, errors = kept[i]
+                    yield features.to(policy.device), errors.to(policy.device)
+                return
+            for batch in loader:
+                features, errors = policy.demonstrated(batch)
+                size += (features.nbytes + errors.nbytes) / 2**30
+                if size > self.cache_gib:
+                    fits = False
+                    kept.clear()
+                if fits:
+                    kept.append((features.cpu(), errors.cpu()))
+                yield features, errors
+
+        return batches
+
+
+def nll(head: LaplaceScaleHead, features: Tensor, errors: Tensor) -> Tensor:
+    """Negative log-likelihood of each action dimension (B, 8, 7).
+
+    Args:
+        head: The scale head.
+        features: (B, 8, 7 D).
+        errors: Distance from the mean, (B, 8, 7).
+    """
+    log_scale = head(features.to(head.log_b_head.weight.dtype)).float()
+    return -laplace.log_prob(errors, torch.zeros_like(errors), log_scale)
+
+
+@torch.no_grad()
+def mean_nll(head: LaplaceScaleHead, batches: Batches) -> float | None:
+    """Mean over all steps; None without any."""
+    values = [nll(head, features, errors).flatten() for features, errors in batches()]
+    return torch.cat(values).mean().item() if values else None

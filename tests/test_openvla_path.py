@@ -1,0 +1,89 @@
+"""The whole path of OpenVLA-OFT on the simulator, with a tiny random model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from staged_probe import StagedSpec
+from tiny_openvla import write_tiny_openvla
+
+from lightning_ript.cli import main
+from lightning_ript.envs.libero.assets import cache_folder
+from lightning_ript.envs.libero.standins import build_standins
+from lightning_ript.run_directory import adapter_path, evaluation_path, scale_head_path
+
+STAGED = f"{StagedSpec.__module__}.{StagedSpec.__name__}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkpoint and demonstrations."""
+    base = tmp_path_factory.mktemp("openvla")
+    assets = build_standins(cache_folder())
+    write_tiny_openvla(base / "checkpoint", unnorm_key="libero_object_no_noops")
+    drawn = [f"--assets={assets}", "--image_size=64", "--render=light"]
+    main(["collect-demos", "--tasks=[0]", "--demos=2", f"--out={base}/demonstrations", *drawn])
+    return base, assets
+
+
+def arguments(made, run_dir, command, iterations):
+    base, assets = made
+    return [
+        command,
+        "--config=configs/openvla_oft/ript.yaml",
+        "--config=configs/openvla_oft/scale_head.yaml",
+        f"--run_dir={run_dir}",
+        f"--trainer.max_epochs={iterations}",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        f"--trainer.callbacks.data.files=[{base}/demonstrations]",
+        "--trainer.callbacks.data.batch_size=16",
+        "--trainer.callbacks.epochs=3",
+        "--trainer.callbacks.lr=0.01",
+        f"--model.policy.checkpoint={base}/checkpoint",
+        "--model.policy.statistics=libero_object",
+        "--model.policy.lora={rank: 2, alpha: 4}",
+        "--model.optimizer.lr=0.01",
+        f"--data.environment={STAGED}",
+        "--data.environment.suite=libero_object",
+        "--data.environment.task_subset=[0]",
+        f"--data.environment.assets={assets}",
+        "--data.environment.image_size=64",
+        "--data.environment.render=light",
+        "--data.environment.max_steps=8",
+        "--data.rollouts_per_context=4",
+        "--data.groups_per_iteration=2",
+        "--data.num_workers=2",
+        "--data.eval_states_per_task=2",
+    ]
+
+
+@pytest.mark.libero
+def test_scale_head_ript_resume_and_validation(made, tmp_path):
+    main(arguments(made, tmp_path, "fit", 1))
+    assert scale_head_path(tmp_path).is_file()
+    trained = torch.load(scale_head_path(tmp_path), weights_only=True)
+    first = load_file(adapter_path(tmp_path, "iteration_001") / "adapter_model.safetensors")
+
+    last = tmp_path / "checkpoints/last.ckpt"
+    saved = torch.load(last, weights_only=False)
+    names = [n for n in saved["state_dict"] if n.startswith("policy.model.base.")]
+    assert names
+    assert all(".lora_" in name for name in names)
+    head = saved["state_dict"]["policy.model.scale_head.log_b_head.weight"]
+    torch.testing.assert_close(head, trained["log_b_head"]["weight"])
+
+    main(arguments(made, tmp_path, "fit", 2))  # the same command, longer
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [entry["iteration"] for entry in history] == [1, 2]
+    assert all(entry["metrics"]["train/grad_norm"] > 0 for entry in history)
+    second = load_file(adapter_path(tmp_path, "iteration_002") / "adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    changed = [name for name in first if not torch.equal(first[name], second[name])]
+    assert any("q_proj" in name for name in changed)
+    assert (adapter_path(tmp_path, "best") / "openvla_headers.pt").is_file()
+
+    main([*arguments(made, tmp_path, "validate", 2), f"--ckpt_path={last}"])
+    assert json.loads(evaluation_path(tmp_path, "last").read_text())["tasks"]

@@ -1,0 +1,93 @@
+"""OpenVLA-OFT behind the policy interface, with a tiny random model in the published format."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning_ript.policies.contract import check_contract
+from tiny_openvla import UNNORM_KEY, write_tiny_openvla
+
+from lightning_ript.policies.openvla_oft import OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.lora import LoRAConfig
+from lightning_ript.types import Task
+
+LANGUAGES = ("open the middle drawer of the cabinet", "turn on the stove")
+TASKS = [Task("libero_goal", i, f"task_{i}", language) for i, language in enumerate(LANGUAGES)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_openvla(tmp_path_factory.mktemp("openvla"))
+
+
+def make(folder, **settings):
+    settings = {"precision": "float32", "lora": LoRAConfig(rank=2, alpha=4)} | settings
+    scale_head = str(folder / "scale_header.pth")
+    torch.manual_seed(0)
+    return OpenVLAOFTPolicy(str(folder), UNNORM_KEY, scale_head, **settings)
+
+
+def observations(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "agentview_rgb": rng.integers(0, 256, (256, 256, 3), np.uint8),
+            "eye_in_hand_rgb": rng.integers(0, 256, (256, 256, 3), np.uint8),
+            "ee_pos": rng.normal(size=3).astype(np.float32),
+            "ee_quat": np.array([1.0, 0.0, 0.0, 0.0], np.float32),
+            "gripper_states": np.array([0.04, -0.04], np.float32),
+        }
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("forward", ["prefix_cache", "single_pass"])
+@pytest.mark.parametrize("aggregation", ["sum", "mean", "per_dimension"])
+def test_it_keeps_the_contract(folder, forward, aggregation):
+    policy = make(folder, forward=forward, aggregation=aggregation)
+    check_contract(policy, observations(3), [TASKS[0], TASKS[1], TASKS[0]])
+
+
+def test_sampled_scores_are_of_the_wider_density(folder):
+    noise = torch.full((1, 8, 7), 0.5)  # the mean itself
+    scores = [
+        make(folder, score=score, sampling_scale=5.0)
+        .act(observations(1), TASKS[:1], noise)
+        .log_probs
+        for score in ("full", "sampled")
+    ]
+    torch.testing.assert_close(scores[0] - scores[1], torch.full((1, 8), 7 * math.log(5)))
+
+
+def test_only_what_learns_and_the_scale_head_is_saved(folder):
+    policy = make(folder)
+    saved = {name for name in policy.state_dict() if policy.saved(name)}
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert trained <= saved
+    assert {name.split(".")[1] for name in saved} == {
+        "base",
+        "action_head",
+        "scale_head",
+        "proprio_projector",
+    }
+    assert all(".lora_" in name for name in saved if name.startswith("model.base."))
+    assert not any("scale_head" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"executed_actions": 9}, "executed_actions is 9"),
+        ({"sampling_scale": 0.0}, "sampling_scale"),
+        ({"forward": "both"}, "forward is 'both'"),
+    ],
+)
+def test_bad_settings_are_refused(folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(folder, **settings)
+
+
+def test_unknown_statistics_are_refused(folder):
+    with pytest.raises(ValueError, match="libero_goal_no_noops"):
+        OpenVLAOFTPolicy(str(folder), "libero_spatial")
