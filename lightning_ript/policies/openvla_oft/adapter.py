@@ -125,7 +125,7 @@ class OpenVLAOFTPolicy(PolicyAdapter):
         self.model.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
         if adapter is not None:
-            self.needs_scale_head &= not load_adapter(self.model, adapter, trainable=True)
+            self.needs_scale_head &= not load_adapter(self.model, adapter)
         elif lora is not None:
             attach_lora(self.model, lora)
         for name in self.model.unused(forward):

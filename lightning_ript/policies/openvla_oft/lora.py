@@ -167,7 +167,7 @@ def merge_adapter(model: OpenVLAOFT) -> None:
 
     for name, module in list(model.base.named_modules()):
         if isinstance(module, LoraLayer):
-            module.merge()  # type: ignore[operator]
+            module.merge()
             owner, _, leaf = name.rpartition(".")
             setattr(model.base.get_submodule(owner), leaf, module.get_base_layer())
     model.base.requires_grad_(False)
