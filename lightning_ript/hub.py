@@ -1,15 +1,19 @@
-"""Files on the Hugging Face hub, named `hf://owner/repo/path/in/repo`."""
+"""Files and folders on the Hugging Face hub, named `hf://owner/repo/path/in/repo`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 SCHEME = "hf:/"  # with one slash, as a path makes of two
 _ADDRESS = re.compile(
     r"hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?/(?P<path>[^/]+(/[^/]+)*)"
+)
+
+_FOLDER = re.compile(
+    r"hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(/(?P<path>[^/]+(/[^/]+)*))?/?"
 )
 
 
@@ -40,6 +44,39 @@ def local_file(place: str | Path) -> Path:
     with explained(str(place)):
         path = hf_hub_download(address["repo"], address["path"], revision=address["revision"])
     return Path(path)
+
+
+def local_folder(place: str | Path, patterns: Sequence[str]) -> Path:
+    """Where a folder lies on this machine, after downloading what is needed of it from the hub.
+
+    Args:
+        place: A path, or `hf://owner/repo`, or `hf://owner/repo@revision`, either with or without
+            the path of a folder in the repository. A path need not exist.
+        patterns: Names of the files needed, as `*.json`; what lies in folders below is not.
+
+    Raises:
+        ValueError: The address is malformed.
+        OSError: The hub has no such files, or can neither be reached nor has been asked before.
+    """
+    if not str(place).startswith(SCHEME):
+        return Path(place)
+    address = _FOLDER.fullmatch(str(place))
+    if address is None:
+        raise ValueError(
+            f"{place} is no address of a folder on the hub: write hf://owner/repo or "
+            "hf://owner/repo/folder, with @revision after the repository for one"
+        )
+    from huggingface_hub import snapshot_download
+
+    below = f"{address['path']}/" if address["path"] else ""
+    with explained(str(place)):
+        path = snapshot_download(
+            address["repo"],
+            revision=address["revision"],
+            allow_patterns=[below + pattern for pattern in patterns],
+            ignore_patterns=[f"{below}*/*"],
+        )
+    return Path(path) / below
 
 
 @contextmanager

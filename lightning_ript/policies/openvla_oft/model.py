@@ -108,6 +108,20 @@ class OpenVLAOFT(nn.Module):
             hidden = self._prefix_cache(input_ids, attention_mask, prompt)
         return self._heads(hidden)
 
+    def unused(self, forward: Forward) -> tuple[str, ...]:
+        """What the names of parameters begin with that a forward pass gives no gradient.
+
+        DDP waits for a gradient of every parameter that wants one.
+        """
+        names = ["base.language_model.lm_head."]
+        if forward == "prefix_cache":
+            names += ["base.vision_backbone.", "base.projector.", "proprio_projector."]
+        for encoder in ("featurizer", "fused_featurizer"):
+            last = len(getattr(self.base.vision_backbone, encoder).blocks) - 1
+            parts = f"blocks.{last}", "norm", "attn_pool"
+            names += [f"base.vision_backbone.{encoder}.{part}." for part in parts]
+        return tuple(names)
+
     def _prompt(
         self,
         input_ids: Tensor,

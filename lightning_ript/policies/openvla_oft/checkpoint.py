@@ -1,0 +1,202 @@
+"""Loads a published OpenVLA-OFT, tensor by tensor.
+
+A directory, here or on the hub as `hf://owner/repo`, holds config.json, the base's weights in
+safetensors, and the action head and the proprio projector in files of their own. RIPT-VLA's scale
+heads are published apart from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ript.hub import local_file, local_folder
+from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
+from lightning_ript.policies.openvla_oft.files import (
+    bare,
+    check_fit,
+    only,
+    opened,
+    read_pickle,
+    shapes,
+    shards,
+)
+from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
+from lightning_ript.policies.openvla_oft.model import OpenVLABase, OpenVLAOFT
+from lightning_ript.policies.openvla_oft.quantization import (
+    Quantization,
+    Quantizer,
+    check_quantization,
+)
+
+PATTERNS = ("*.json", "*.model", "*.txt", "*.safetensors", "*.pt")
+ACTION_HEAD = "action_head--*checkpoint.pt"
+PROPRIO_PROJECTOR = "proprio_projector--*checkpoint.pt"
+# Older transformers stored what every Llama computes for itself.
+COMPUTED = "rotary_emb.inv_freq"
+
+log = logging.getLogger(__name__)
+
+
+def load_openvla(
+    place: str | Path,
+    scale_head: str | Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    head_dtype: torch.dtype = torch.float32,
+    quantization: Quantization | None = None,
+    proprio: bool = True,
+) -> OpenVLAOFT:
+    """Loads a published directory, in eval mode and with the base's weights frozen.
+
+    All files are looked at before the first weight is read. No more than the largest safetensors
+    file is ever in memory beside the model itself.
+
+    Args:
+        place: The directory, or `hf://owner/repo`, `hf://owner/repo@revision/folder`.
+        scale_head: RIPT-VLA's scale head, a `.pth` file here or `hf://owner/repo/path`; None for a
+            fresh one.
+        device: Where the model goes.
+        dtype: Of the base.
+        head_dtype: Of action head, proprio projector and scale head. In bfloat16 (the reference's)
+            a mean near 1 is one of 256 numbers, and rounding alone moves a log-probability by up
+            to 0.03 per dimension.
+        quantization: "8bit" or "4bit" stores the language model's weights so; needs bitsandbytes
+            and a GPU.
+        proprio: Whether the model was trained with proprioception, and so has a projector for it.
+
+    Raises:
+        OSError: A file is missing, here or on the hub.
+        ValueError: A file cannot be read or does not fit; names every key that is missing, unknown
+            or of another shape (with both shapes).
+        ModuleNotFoundError: timm, or bitsandbytes if it is asked for, is not installed.
+    """
+    device = torch.device(device)
+    if quantization is not None:
+        check_quantization(quantization, device)
+    folder = local_folder(place, PATTERNS)
+    paths = shards(folder)
+    config = OpenVLAConfig.from_json(folder / "config.json")
+    with torch.device("meta"):
+        model = OpenVLAOFT(config, proprio)
+    expected = {name: tuple(value.shape) for name, value in model.base.state_dict().items()}
+    found = shapes(paths)
+    check_fit(expected, {ours(n): s for n, s in found.items() if not n.endswith(COMPUTED)}, folder)
+
+    parts: list[tuple[nn.Module, dict[str, Tensor], Path]] = []
+    path = only(folder, ACTION_HEAD, "action head")
+    parts.append((model.action_head, bare(read_pickle(path)), path))
+    if model.proprio_projector is not None:
+        path = only(folder, PROPRIO_PROJECTOR, "proprio projector")
+        parts.append((model.proprio_projector, bare(read_pickle(path)), path))
+    if scale_head is None:
+        log.info("no scale head is given: a fresh one gives actions their density")
+        model.scale_head = LaplaceScaleHead(config.text.hidden_size).to(device, head_dtype)
+    else:
+        path = local_file(scale_head)
+        parts.append((model.scale_head, scale_weights(read_pickle(path), path), path))
+    for module, weights, path in parts:
+        check_weights(module, weights, path)
+
+    for module, weights, _ in parts:
+        for name, value in weights.items():
+            assign(module, name, value, device, head_dtype)
+    _stream(model.base, paths, device, dtype, quantization)
+    return model.eval()
+
+
+def load_scale_head(head: LaplaceScaleHead, place: str | Path) -> None:
+    """Replaces a scale head's weights by those of a published `.pth` file, here or on the hub.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It cannot be read or does not fit.
+    """
+    path = local_file(place)
+    weights = scale_weights(read_pickle(path), path)
+    check_weights(head, weights, path)
+    head.load_state_dict(weights)
+
+
+def scale_weights(contents: Mapping[str, Mapping[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """A scale head's weights by our names.
+
+    Raises:
+        ValueError: The file is no scale head's.
+    """
+    names = {"scale_trunk": "trunk", "log_b_head": "log_b_head"}
+    lacking = [name for name in names if not isinstance(contents.get(name), Mapping)]
+    if lacking:
+        raise ValueError(f"{path} is no scale head: it has no {' and no '.join(lacking)}")
+    return {
+        f"{ours_}.{name}": value
+        for theirs, ours_ in names.items()
+        for name, value in bare(contents[theirs]).items()
+    }
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, Tensor], place: str | Path) -> None:
+    """Compares weights with what a module has.
+
+    Raises:
+        ValueError: Names or shapes differ.
+    """
+    check_fit(
+        {name: tuple(value.shape) for name, value in module.state_dict().items()},
+        {name: tuple(value.shape) for name, value in weights.items()},
+        place,
+    )
+
+
+def ours(name: str) -> str:
+    """The name of a published weight in `OpenVLABase`: LayerScale's is timm's own again."""
+    return re.sub(r"\.scale_factor$", ".gamma", name)
+
+
+def published(name: str) -> str:
+    """The reverse of `ours`."""
+    return re.sub(r"\.gamma$", ".scale_factor", name)
+
+
+def assign(
+    module: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Puts a copy of a weight in place of a module's parameter, as trainable as that was."""
+    owner, _, leaf = name.rpartition(".")
+    parent = module.get_submodule(owner)
+    wanted = getattr(parent, leaf).requires_grad
+    # A copy in any case: the tensor may be a view of the mapped file, which others may change.
+    placed = value.to(device, dtype, copy=True)
+    setattr(parent, leaf, nn.Parameter(placed, requires_grad=wanted))
+
+
+def _stream(
+    base: OpenVLABase,
+    paths: list[Path],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    base.requires_grad_(False)
+    quantizer = None if quantization is None else Quantizer(quantization, base, dtype)
+    for path in paths:
+        with opened(path) as contents:
+            for key in contents.keys():  # noqa: SIM118  (not a mapping)
+                name = ours(key)
+                if name.endswith(COMPUTED):
+                    continue
+                if quantizer is not None and quantizer.takes(name):
+                    quantizer.place(name, contents.get_tensor(key), device)
+                else:
+                    assign(base, name, contents.get_tensor(key), device, dtype)
+    llama = base.language_model.model
+    # The one thing that no file holds. In float32 whatever the weights are.
+    llama.rotary_emb = LlamaRotaryEmbedding(llama.config).to(device)
