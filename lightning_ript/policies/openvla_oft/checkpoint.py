@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lightning_ript.files import replacing
 from lightning_ript.hub import local_file, local_folder
 from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
 from lightning_ript.policies.openvla_oft.files import (
@@ -122,6 +123,13 @@ def load_scale_head(head: LaplaceScaleHead, place: str | Path) -> None:
     weights = scale_weights(read_pickle(path), path)
     check_weights(head, weights, path)
     head.load_state_dict(weights)
+
+
+def save_scale_head(head: LaplaceScaleHead, path: str | Path) -> None:
+    """Writes a scale head as RIPT-VLA publishes them."""
+    parts = {"scale_trunk": head.trunk, "log_b_head": head.log_b_head}
+    with replacing(path) as temporary:
+        torch.save({name: part.state_dict() for name, part in parts.items()}, temporary)
 
 
 def scale_weights(contents: Mapping[str, Mapping[str, Tensor]], path: Path) -> dict[str, Tensor]:
