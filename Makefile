@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make quickstart` runs the main job, `make test` the tests.
 PYTHON ?= python3
 VENV ?= .venv
-# The torch to install, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"; any from 2.4 on.
+# The torch to install, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"; any from 2.6 on.
 TORCH ?= torch
 SEED ?= 0
 RUN ?= runs/quickstart/seed$(SEED)
@@ -29,11 +29,11 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[dev,tensorboard,wandb]'
-	@# LIBERO's dependencies bring a torchvision that nothing here uses. Beside a CPU-only torch of
-	@# another build it cannot be imported, and libraries that look for it fail with it.
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[dev,openvla,tensorboard,wandb]'
+	@# Beside a torch of another build than its own, torchvision cannot be imported, and libraries that
+	@# look for it fail with it. Only timm needs it, and so OpenVLA-OFT.
 	@$(BIN)/python -c "import torchvision" 2>/dev/null || { \
-	  echo "torchvision does not fit the installed torch and is not needed: removing it"; \
+	  echo "torchvision does not fit the installed torch: removing it, OpenVLA-OFT will not run"; \
 	  $(BIN)/pip uninstall --quiet --yes torchvision; }
 	@# Rendering without a GPU.
 	@ldconfig -p | grep -q libOSMesa || { apt-get update -qq && apt-get install -y -qq libosmesa6; } \

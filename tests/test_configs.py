@@ -31,8 +31,17 @@ COMMANDS = [
         for name in ("critic", "no_dynamic_sampling", "initial_state_noise")
     ],
     *[
+        ("fit", ["openvla_oft/ript", f"openvla_oft/{suite}", *more])
+        for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+        for more in ([], ["openvla_oft/scale_head"])
+    ],
+    *[
         ("fit", [*below, f"trainers/{name}"])
-        for below in (["toy"], ["quest/ript", "quest/libero_goal/ript"])
+        for below in (
+            ["toy"],
+            ["quest/ript", "quest/libero_goal/ript"],
+            ["openvla_oft/ript", "openvla_oft/libero_goal"],
+        )
         for name in TRAINERS
     ],
 ]

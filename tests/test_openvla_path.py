@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from staged_probe import StagedSpec
-from tiny_openvla import write_tiny_openvla
 
 from lightning_ript.cli import main
 from lightning_ript.envs.libero.assets import cache_folder
 from lightning_ript.envs.libero.standins import build_standins
 from lightning_ript.run_directory import adapter_path, evaluation_path, scale_head_path
 
+load_file = pytest.importorskip("safetensors.torch").load_file
+tiny = pytest.importorskip("tiny_openvla")  # needs timm
 STAGED = f"{StagedSpec.__module__}.{StagedSpec.__name__}"
 
 
@@ -21,7 +21,7 @@ def made(tmp_path_factory):
     """A checkpoint and demonstrations."""
     base = tmp_path_factory.mktemp("openvla")
     assets = build_standins(cache_folder())
-    write_tiny_openvla(base / "checkpoint", unnorm_key="libero_object_no_noops")
+    tiny.write_tiny_openvla(base / "checkpoint", unnorm_key="libero_object_no_noops")
     drawn = [f"--assets={assets}", "--image_size=64", "--render=light"]
     main(["collect-demos", "--tasks=[0]", "--demos=2", f"--out={base}/demonstrations", *drawn])
     return base, assets

@@ -5,27 +5,27 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning_ript.policies.contract import check_contract
-from tiny_openvla import UNNORM_KEY, write_tiny_openvla
 
+from lightning_ript.policies.contract import check_contract
 from lightning_ript.policies.openvla_oft import OpenVLAOFTPolicy
 from lightning_ript.policies.openvla_oft.lora import LoRAConfig
 from lightning_ript.types import Task
 
+tiny = pytest.importorskip("tiny_openvla")  # needs timm
 LANGUAGES = ("open the middle drawer of the cabinet", "turn on the stove")
 TASKS = [Task("libero_goal", i, f"task_{i}", language) for i, language in enumerate(LANGUAGES)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_tiny_openvla(tmp_path_factory.mktemp("openvla"))
+    return tiny.write_tiny_openvla(tmp_path_factory.mktemp("openvla"))
 
 
 def make(folder, **settings):
     settings = {"precision": "float32", "lora": LoRAConfig(rank=2, alpha=4)} | settings
     scale_head = str(folder / "scale_header.pth")
     torch.manual_seed(0)
-    return OpenVLAOFTPolicy(str(folder), UNNORM_KEY, scale_head, **settings)
+    return OpenVLAOFTPolicy(str(folder), tiny.UNNORM_KEY, scale_head, **settings)
 
 
 def observations(count, seed=0):
