@@ -30,6 +30,8 @@ SETTING = re.compile(r"`(?:--)?((?:model|data|trainer)\.[\w.]+)")
 WITH_SETTINGS = [page for page in PAGES if SETTING.search(page.read_text())]
 LIBERO = "configs/quickstart/libero.yaml"
 PARSED_ONLY = {"experiments.md"}  # pages of runs that take days on GPUs
+# A block that begins so is a file of that name, as a reader would write it.
+FILE_NAME = re.compile(r"# (\w+\.(?:py|yaml))\b")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -39,6 +41,7 @@ SHORTER = {
     ("validate",): QUIET,
     ("sweep",): QUIET,
     ("--run_dir", "configs/toy.yaml"): ["--trainer.max_epochs=1", "--data.eval_states_per_task=2"],
+    ("--run_dir", "gaussian.yaml"): ["--trainer.max_epochs=1"],
     ("configs/quest/autoencoder.yaml",): ["--trainer.max_epochs=1", "--trainer.overfit_batches=1"],
     ("configs/quest/sft.yaml",): [
         "--trainer.max_epochs=1",
@@ -114,6 +117,10 @@ def workspace(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     for name in ("configs", "Makefile"):
         (root / name).symlink_to(ROOT / name)
+    for language in ("python", "yaml"):
+        for _, text in blocks(language):
+            if name := FILE_NAME.match(text):
+                (root / name[1]).write_text(text)
     (root / "demonstrations").mkdir()
     write_demonstrations(root / f"demonstrations/{TASK}_demo.hdf5", size=128)
     torch.manual_seed(0)
@@ -132,6 +139,7 @@ def workspace(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.syspath_prepend(root)  # as `python -m` does
         # The hub has whatever is asked for.
         patch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(root / "quest.pth"))
         patch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -170,6 +178,8 @@ def test_command(command, workspace):
     elif command.page in PARSED_ONLY and given[0] in ("fit", "validate"):
         only_parse(given)
     else:
+        if given[:2] == ["-m", "lightning_ript"]:
+            program, given = "lightning-ript", given[2:]
         assert program == "lightning-ript", f"no rule says how to test {command}"
         for words, more in SHORTER.items():
             if set(words) <= set(command.words):
@@ -203,6 +213,17 @@ def test_the_toy_does_what_is_said(workspace):
         assert Path("runs/toy", name).is_file()
     assert list(Path("runs/toy/evaluation").glob("epoch=*.json"))
     assert len(history) == 10  # the example of resuming has made it longer
+
+
+def test_your_own_policy_learns_as_is_said(workspace):
+    """After the commands above; the margin is for torch's own rounding."""
+    page = (ROOT / "docs/bring_your_own_vla.md").read_text()
+    said = re.search(r"is (\d+) % after the first iteration and (\d+) % after the\s+eighth", page)
+    assert said
+    history = json.loads(Path("runs/gaussian/history.json").read_text())
+    rates = [100 * history[i]["metrics"]["val/success_rate"] for i in (0, 7)]
+    assert rates == pytest.approx(list(map(int, said.groups())), abs=8)
+    assert rates[1] > rates[0] + 30
 
 
 def test_the_metrics_are_those_logged(workspace):
