@@ -177,3 +177,54 @@ def _scene_and_goal(file):
     name = file.split("/")[-1].removesuffix("_demo.hdf5")
     (task,) = find_tasks("libero_90", [name])
     return name.removesuffix(task.language.replace(" ", "_")), task.language
+
+
+@pytest.mark.parametrize(
+    ("suite", "lr", "scale", "steps", "tasks"),
+    [
+        ("libero_spatial", 5e-5, 2.0, 220, 10),
+        ("libero_object", 5e-5, 5.0, 280, 4),
+        ("libero_goal", 1e-5, 5.0, 300, 10),
+        ("libero_10", 5e-5, 5.0, 520, 4),
+    ],
+)
+def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
+    files = [f"--config=configs/openvla_oft/{name}.yaml" for name in ("ript", suite)]
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *files, "--print_config"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 0, err
+    config = yaml.safe_load(out)
+    model = {
+        "advantage": "leave_one_out",
+        "passes": 1,
+        "episodes_per_minibatch": 16,
+        "clip_low": 0.1,
+        "clip_high": 0.1,
+        "max_grad_norm": 1.0,
+        "optimizer.lr": lr,
+        "policy.lora.rank": 32,
+        "policy.lora.alpha": 16,
+        "policy.forward": "prefix_cache",
+        "policy.score": "full",
+        "policy.aggregation": "sum",
+        "policy.sampling_scale": scale,
+        "policy.executed_actions": 8,
+        "policy.checkpoint": f"hf://moojink/openvla-7b-oft-finetuned-{suite.replace('_', '-')}",
+    }
+    data = {
+        "rollouts_per_context": 8,
+        "groups_per_iteration": 24,
+        "dynamic_sampling": True,
+        "eval_sampling": False,
+        "eval_states_per_task": None,
+        "environment.suite": suite,
+        "environment.task_subset": None,
+        "environment.max_steps": steps,
+        "environment.image_size": 256,
+        "environment.settle_steps": 10,
+    }
+    trainer = {"max_epochs": 12, "check_val_every_n_epoch": 1}
+    check(config, {"model": model, "data": data, "trainer": trainer})
+    named = value(config["data"], "contexts.files")
+    assert len(named) == (1 if tasks == 10 else tasks)
