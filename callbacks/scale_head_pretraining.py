@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.policies.openvla_oft import laplace
-from lightning_ript.policies.openvla_oft.adapter import OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.adapter import STATE, OpenVLAOFTPolicy
 from lightning_ript.policies.openvla_oft.checkpoint import load_scale_head, save_scale_head
 from lightning_ript.policies.openvla_oft.config import CHUNK
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
@@ -61,10 +61,11 @@ class ScaleHeadPretraining(Callback):
                 f"ScaleHeadPretraining has epochs {epochs}, lr {lr} and cache_gib {cache_gib}: "
                 "set them to 1 or more, above 0, and 0 or more."
             )
-        if data.block_size != CHUNK or data.only_actions:
+        if data.block_size != CHUNK or data.only_actions or set(STATE) - set(data.lowdim):
             raise ValueError(
-                f"ScaleHeadPretraining.data has block_size {data.block_size} and only_actions "
-                f"{data.only_actions}: set them to {CHUNK} and false."
+                f"ScaleHeadPretraining.data has block_size {data.block_size}, only_actions "
+                f"{data.only_actions} and lowdim {list(data.lowdim)}: set them to {CHUNK}, false "
+                f"and {list(STATE)}."
             )
         self.data, self.epochs, self.lr = data, epochs, lr
         self.cache_gib, self.seed = cache_gib, seed

@@ -15,6 +15,7 @@ from lightning_ript.demos.few_shot import few_shot
 from lightning_ript.demos.find_files import find_files, task_name
 from lightning_ript.demos.hdf5 import demonstrations_in, opened
 from lightning_ript.envs.libero.suites import SUITES, find_tasks, suite_tasks
+from lightning_ript.policies.quest.model import LOWDIM
 
 
 class DemonstrationDataModule(L.LightningDataModule):
@@ -39,6 +40,8 @@ class DemonstrationDataModule(L.LightningDataModule):
         demonstrations_per_file: Use only so many of each file, evenly spaced over it.
         block_size: Actions per block; the policy's.
         only_actions: Read actions alone, which is all that the autoencoder needs.
+        lowdim: Proprioception to read, by the names in the files; by default what QueST knows of
+            the robot. OpenVLA-OFT wants `[ee_pos, ee_ori, gripper_states]`.
         in_memory: Read pictures once, too; a LIBERO task of 50 demonstrations takes about 0.7 GB.
         num_workers: Processes that read beside the trainer's.
     """
@@ -53,6 +56,7 @@ class DemonstrationDataModule(L.LightningDataModule):
         demonstrations_per_file: int | None = None,
         block_size: int = 32,
         only_actions: bool = False,
+        lowdim: Sequence[str] = tuple(LOWDIM),
         in_memory: bool = False,
         num_workers: int = 0,
     ) -> None:
@@ -78,6 +82,7 @@ class DemonstrationDataModule(L.LightningDataModule):
         self.demonstrations_per_file = demonstrations_per_file
         self.block_size = block_size
         self.only_actions = only_actions
+        self.lowdim = tuple(lowdim)
         self.in_memory = in_memory
         self.num_workers = num_workers
         self.training: DemonstrationDataset | None = None
@@ -151,6 +156,7 @@ class DemonstrationDataModule(L.LightningDataModule):
                     instruction(file, found[i].language),
                     self.only_actions,
                     self.in_memory,
+                    self.lowdim,
                 )
                 for i in chosen
             ]

@@ -19,7 +19,6 @@ from lightning_ript.demos.hdf5 import Demonstration
 from lightning_ript.policies.quest.model import CAMERAS, LOWDIM
 
 OPEN_FILES = 32  # per process
-PROPRIOCEPTION = (*LOWDIM, "ee_ori")  # what policies know of the robot: QueST's, OpenVLA-OFT's
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Trajectory:
     Attributes:
         demonstration: Where it lies.
         instruction: What a policy is told.
-        arrays: `actions` (T, 7) float32; if observations are wanted, `PROPRIOCEPTION` (T, width)
+        arrays: `actions` (T, 7) float32; if observations are wanted, proprioception (T, width)
             float32; and if pictures are to be in memory as well, `CAMERAS` (T, H, W, 3) uint8.
     """
 
@@ -44,6 +43,7 @@ def load(
     instruction: str,
     only_actions: bool = False,
     in_memory: bool = False,
+    lowdim: Sequence[str] = tuple(LOWDIM),
 ) -> Trajectory:
     """Reads what is to be in memory, and makes sure of the rest.
 
@@ -53,6 +53,7 @@ def load(
         instruction: What a policy is told.
         only_actions: Leave out observations.
         in_memory: Read the pictures, too.
+        lowdim: Proprioception to read.
 
     Raises:
         ValueError: A dataset is missing or has another number of steps than there are actions.
@@ -69,7 +70,7 @@ def load(
 
     arrays = {"actions": np.asarray(dataset("actions"), np.float32)}
     if not only_actions:
-        arrays |= {name: np.asarray(dataset(f"obs/{name}"), np.float32) for name in PROPRIOCEPTION}
+        arrays |= {name: np.asarray(dataset(f"obs/{name}"), np.float32) for name in lowdim}
         pictures = {name: dataset(f"obs/{name}") for name in CAMERAS}
         if in_memory:
             arrays |= {name: found[()] for name, found in pictures.items()}
@@ -142,7 +143,8 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         item: dict[str, Any] = {"actions": np.pad(actions, ((0, missing), (0, 0)), mode="edge")}
         if not self.only_actions:
             item["images"] = {name: self._picture(trajectory, name, step) for name in CAMERAS}
-            item["lowdim"] = {name: arrays[name][step] for name in PROPRIOCEPTION}
+            lowdim = arrays.keys() - {"actions", *CAMERAS}
+            item["lowdim"] = {name: arrays[name][step] for name in sorted(lowdim)}
             item["language"] = trajectory.instruction
         return item
 

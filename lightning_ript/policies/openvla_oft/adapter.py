@@ -31,6 +31,7 @@ from lightning_ript.types import Observation, Task
 
 Precision = Literal["bfloat16", "float32"]
 DEFAULT_LORA = LoRAConfig()
+STATE = ("ee_pos", "ee_ori", "gripper_states")  # of a demonstration, by the names in its file
 
 
 class OpenVLAOFTPolicy(PolicyAdapter):
@@ -182,7 +183,7 @@ class OpenVLAOFTPolicy(PolicyAdapter):
         """What the scale head sees of demonstrated steps, and how far the mean is from them.
 
         Args:
-            batch: Of `DemonstrationDataModule`, with blocks of 8 actions and `ee_ori` among its
+            batch: Of `DemonstrationDataModule`, with blocks of 8 actions and `STATE` as its
                 proprioception.
 
         Returns:
@@ -190,7 +191,7 @@ class OpenVLAOFTPolicy(PolicyAdapter):
         """
         input_ids, mask = self.tokenizer(batch["language"], None)
         images = torch.stack([crops(batch["images"][n].to(self.device)) for n in self.cameras], 1)
-        state = torch.cat([batch["lowdim"][n] for n in ("ee_pos", "ee_ori", "gripper_states")], -1)
+        state = torch.cat([batch["lowdim"][n] for n in STATE], -1)
         record = {
             "images": images,
             "proprio": self.statistics.proprio.normalize(state.double()).float().to(self.device),
