@@ -37,8 +37,8 @@ def edit(path, change):
     to_file(weights, path)
 
 
-def first_shard(folder):
-    return folder / "model-00001-of-00002.safetensors"
+def last_shard(folder):
+    return folder / "model-00002-of-00002.safetensors"
 
 
 def test_loads_every_weight(folder):
@@ -95,7 +95,7 @@ def rename(weights):
     ],
 )
 def test_names_what_does_not_fit(folder, monkeypatch, change, sentence):
-    edit(first_shard(folder), change)
+    edit(last_shard(folder), change)
     monkeypatch.setattr(
         "lightning_ript.policies.openvla_oft.checkpoint._stream",
         lambda *_: pytest.fail("weights were read before names and shapes were compared"),
@@ -142,8 +142,8 @@ def test_refuses_files_of_another_kind(folder):
     (folder / "scale_header.pth").write_text("<html>")
     with pytest.raises(ValueError, match=r"scale_header.pth cannot be read as plain tensors"):
         load_openvla(folder, folder / "scale_header.pth")
-    first_shard(folder).write_bytes(first_shard(folder).read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"00001-of-00002.safetensors cannot be read"):
+    last_shard(folder).write_bytes(last_shard(folder).read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"00002-of-00002.safetensors cannot be read"):
         load_openvla(folder)
 
 

@@ -81,7 +81,12 @@ class LoraSizes:
         try:
             contents = json.loads(path.read_text())
             targets = contents["target_modules"]
-            sizes = (contents["r"], contents["lora_alpha"], contents.get("lora_dropout", 0.0))
+            sizes = cls(
+                r=int(contents["r"]),
+                alpha=float(contents["lora_alpha"]),
+                targets=tuple(sorted(targets)),
+                dropout=float(contents.get("lora_dropout", 0.0)),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the config of a LoRA: {error!r}") from error
         used = [name for name in UNSUPPORTED if contents.get(name)]
@@ -89,7 +94,7 @@ class LoraSizes:
         if used or isinstance(targets, str):
             what = ", ".join(used) or "target_modules as a pattern"
             raise ValueError(f"{path} wants {what}, which is not supported")
-        return cls(r=sizes[0], alpha=sizes[1], targets=tuple(sorted(targets)), dropout=sizes[2])
+        return sizes
 
     def peft(self) -> LoraConfig:
         """The same for PEFT.
@@ -211,14 +216,34 @@ def save_lora(model: OpenVLAOFT, folder: str | Path, base: str = "", write: bool
         save_file(weights, temporary, {"format": "pt"})
     with replacing(folder / HEADERS) as temporary:
         torch.save(heads, temporary)
-    config = _peft_config(model).to_dict()
-    config.update(base_model_name_or_path=base, inference_mode=True)
     with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2, sort_keys=True, default=_plain))
+        temporary.write_text(json.dumps(_config(model, base), indent=2))
 
 
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))
+def _config(model: OpenVLAOFT, base: str) -> dict[str, Any]:
+    """What adapter_config.json says.
+
+    Only what every version of PEFT knows: the one that the published adapters were made with
+    refuses a file with later versions' settings.
+    """
+    config = _peft_config(model)
+    alpha = float(config.lora_alpha)
+    return {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": "gaussian",
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": config.lora_dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": config.r,
+        "target_modules": sorted(config.target_modules),
+        "task_type": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
 
 
 def _whole(tensor: Tensor) -> Tensor:
