@@ -256,3 +256,30 @@ def test_memory_beside_the_model(original, tmp_path, monkeypatch):
     beside, on_cpu = map(float, result.stdout.split())
     assert max(sizes) / 2 < beside < 1.3 * max(sizes) + heads
     assert on_cpu < sum(sizes) + 1.3 * max(sizes) + 2 * heads
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "error"), [("8bit", torch.int8, 0.02), ("4bit", torch.uint8, 0.12)]
+)
+@torch.no_grad()
+def test_quantized(tmp_path, monkeypatch, kind, stored, error):
+    """On a CPU, where recent bitsandbytes runs too, if slowly."""
+    pytest.importorskip("bitsandbytes")
+    text = {**tiny.CONFIG["text_config"], "hidden_size": 128, "intermediate_size": 256}
+    monkeypatch.setitem(tiny.CONFIG, "text_config", text)
+    monkeypatch.setattr(
+        "lightning_ript.policies.openvla_oft.checkpoint.check_quantization", lambda *_: None
+    )
+    folder = tiny.write_tiny_openvla(tmp_path / "openvla")
+    models = [
+        load_openvla(folder, folder / "scale_header.pth", dtype=torch.float16, quantization=how)
+        for how in (None, kind)
+    ]
+    exact, rounded = (model.base.language_model for model in models)
+    assert rounded.lm_head.weight.dtype == torch.float16
+    one = torch.eye(256, dtype=torch.float16)
+    for plain, layer in zip(exact.model.layers, rounded.model.layers, strict=True):
+        assert layer.mlp.down_proj.weight.dtype == stored
+        weight, ours = plain.mlp.down_proj(one).float(), layer.mlp.down_proj(one).float()
+        assert 0 < (weight - ours).norm() < error * weight.norm()
+    assert models[1](*tiny.tiny_inputs()).mean.isfinite().all()
