@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,9 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_ript.policies.openvla_oft.adapter import OpenVLAOFTPolicy
-from lightning_ript.policies.openvla_oft.lora import save_adapter
+from lightning_ript.policies.openvla_oft.lora import save_lora
 from lightning_ript.run_directory import adapter_path
-from lightning_ript.sharding import gathered
 
 
 class LoRACheckpoint(Callback):
@@ -65,9 +62,9 @@ class LoRACheckpoint(Callback):
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
         policy: OpenVLAOFTPolicy = pl_module.policy  # type: ignore[assignment]
-        with gathered(policy):
-            if trainer.is_global_zero:
-                replace_folder(adapter_path(trainer.default_root_dir, name), policy)
+        folder = adapter_path(trainer.default_root_dir, name)
+        # Every rank calls it: where weights lie in shards, each has to give its own.
+        save_lora(policy.model, folder, policy.checkpoint, write=trainer.is_global_zero)
 
     def state_dict(self) -> dict[str, Any]:
         """The best success so far."""
@@ -76,12 +73,3 @@ class LoRACheckpoint(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it up again."""
         self._best = state_dict["best"]
-
-
-def replace_folder(folder: Path, policy: OpenVLAOFTPolicy) -> None:
-    """Writes an adapter beside `folder`, and puts it there once it is whole."""
-    fresh = folder.with_name(f".{folder.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    save_adapter(policy.model, fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)

@@ -232,6 +232,10 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         "download LIBERO's demonstrations; check those in a folder",
     ),
     "export": (_export, "write a QueST checkpoint in the official format"),
+    "merge-adapter": (
+        _own("merge-adapter", "policies.openvla_oft.merge:merge_adapter"),
+        "add a LoRA adapter to OpenVLA-OFT's weights",
+    ),
     "report": (
         _own("report", "reports.summary:report"),
         "summarize a run: success before and after, curve, videos",

@@ -1,4 +1,4 @@
-"""OpenVLA-OFT against tensors that the reference implementation computed (float32, CPU)."""
+"""OpenVLA-OFT against what the reference implementation computed (float32, CPU, eval mode)."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lightning_ript.policies.openvla_oft import laplace
-from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
-from lightning_ript.policies.openvla_oft.model import OpenVLAOFT
+from lightning_ript.policies.openvla_oft.checkpoint import load_openvla
+from lightning_ript.policies.openvla_oft.lora import load_lora, lora_parameters
+from lightning_ript.ppo import clipped_surrogate
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = Path(os.environ.get("LIGHTNING_RIPT_GOLDENS", ROOT / "../shared/goldens")) / "openvla_oft"
@@ -23,22 +24,20 @@ def golden():
     return safetensors.load_file(GOLDENS / "tensors.safetensors")
 
 
+def load():
+    return load_openvla(GOLDENS, GOLDENS / "LIBERO_GOAL_scale_header.pth", dtype=torch.float32)
+
+
 @pytest.fixture(scope="module")
 def model():
-    model = OpenVLAOFT(OpenVLAConfig.from_json(GOLDENS / "config.json")).eval()
-    weights = safetensors.load_file(GOLDENS / "model.safetensors")
-    model.base.load_state_dict(
-        {name.replace("scale_factor", "gamma"): value for name, value in weights.items()}
-    )
-    for module, file in (
-        (model.action_head, "action_head--150000_checkpoint.pt"),
-        (model.proprio_projector, "proprio_projector--150000_checkpoint.pt"),
-    ):
-        contents = torch.load(GOLDENS / file, weights_only=True)
-        module.load_state_dict({n.removeprefix("module."): v for n, v in contents.items()})
-    scale = torch.load(GOLDENS / "LIBERO_GOAL_scale_header.pth", weights_only=True)
-    model.scale_head.trunk.load_state_dict(scale["scale_trunk"])
-    model.scale_head.log_b_head.load_state_dict(scale["log_b_head"])
+    return load()
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    pytest.importorskip("peft")
+    model = load()
+    load_lora(model, GOLDENS / "lora")
     return model
 
 
@@ -84,3 +83,34 @@ def test_laplace(golden):
     close(laplace.log_prob(sampled, mean, log_scale), golden["laplace.log_prob_unclipped"])
     clipped = laplace.clip_log_scale(log_scale)
     close(laplace.log_prob(sampled, mean, clipped), golden["laplace.log_prob"])
+
+
+@torch.no_grad()
+def test_lora(adapted, golden):
+    prediction = adapted(*inputs(golden))
+    close(prediction.mean, golden["lora.prefix_cache.mean"])
+    close(prediction.log_scale, golden["lora.prefix_cache.log_scale"])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_ppo(adapted, golden, checkpointing):
+    adapted.gradient_checkpointing = checkpointing
+    adapted.train(checkpointing)  # there is no dropout: only checkpointing asks for the mode
+    adapted.zero_grad()
+    mean, log_scale, _ = adapted(*inputs(golden))
+    scores = laplace.log_prob(golden["laplace.sampled"], mean, laplace.clip_log_scale(log_scale))
+    log_probs = laplace.aggregate(scores)
+    old = golden["ppo.old_log_probs"]
+    weights = torch.ones_like(old)
+    surrogate = clipped_surrogate(
+        log_probs, old, golden["ppo.advantages"], weights, old.numel(), 0.1, 0.1
+    )
+    close(surrogate.loss, golden["ppo.loss"][0])
+    surrogate.loss.backward()
+    lora = lora_parameters(adapted)
+    gradients = {name: p.grad for name, p in lora.items() if p.grad is not None}
+    assert len(gradients) == golden["ppo.num_lora_tensors_with_grad"][0]
+    norm = torch.nn.utils.get_total_norm(gradients.values())
+    torch.testing.assert_close(norm, golden["ppo.lora_grad_norm"][0], atol=0, rtol=1e-5)
+    (sample,) = (g for name, g in gradients.items() if "layers.1.self_attn.q_proj.lora_B" in name)
+    close(sample, golden["ppo.grad.layer1.q_proj.lora_B"])

@@ -37,8 +37,8 @@ def edit(path, change):
     to_file(weights, path)
 
 
-def first_shard(folder):
-    return folder / "model-00001-of-00002.safetensors"
+def last_shard(folder):
+    return folder / "model-00002-of-00002.safetensors"
 
 
 def test_loads_every_weight(folder):
@@ -95,7 +95,7 @@ def rename(weights):
     ],
 )
 def test_names_what_does_not_fit(folder, monkeypatch, change, sentence):
-    edit(first_shard(folder), change)
+    edit(last_shard(folder), change)
     monkeypatch.setattr(
         "lightning_ript.policies.openvla_oft.checkpoint._stream",
         lambda *_: pytest.fail("weights were read before names and shapes were compared"),
@@ -142,8 +142,8 @@ def test_refuses_files_of_another_kind(folder):
     (folder / "scale_header.pth").write_text("<html>")
     with pytest.raises(ValueError, match=r"scale_header.pth cannot be read as plain tensors"):
         load_openvla(folder, folder / "scale_header.pth")
-    first_shard(folder).write_bytes(first_shard(folder).read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"00001-of-00002.safetensors cannot be read"):
+    last_shard(folder).write_bytes(last_shard(folder).read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"00002-of-00002.safetensors cannot be read"):
         load_openvla(folder)
 
 
@@ -227,8 +227,13 @@ def peak(device):
 
 checkpoint.load_openvla(sys.argv[2])  # whatever is imported on the way counts for neither
 place = checkpoint.assign
+
+def read_and_place(module, name, value, *to):
+    value.amax()
+    place(module, name, value, *to)
+
 # "meta" stands for a GPU: what arrives there takes no memory here, but it has been read.
-checkpoint.assign = lambda module, name, value, *to: place(module, name, value.clone(), *to)
+checkpoint.assign = read_and_place
 print(peak("meta"))
 checkpoint.assign = place
 print(peak("cpu"))
@@ -251,3 +256,30 @@ def test_memory_beside_the_model(original, tmp_path, monkeypatch):
     beside, on_cpu = map(float, result.stdout.split())
     assert max(sizes) / 2 < beside < 1.3 * max(sizes) + heads
     assert on_cpu < sum(sizes) + 1.3 * max(sizes) + 2 * heads
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "error"), [("8bit", torch.int8, 0.02), ("4bit", torch.uint8, 0.12)]
+)
+@torch.no_grad()
+def test_quantized(tmp_path, monkeypatch, kind, stored, error):
+    """On a CPU, where recent bitsandbytes runs too, if slowly."""
+    pytest.importorskip("bitsandbytes")
+    text = {**tiny.CONFIG["text_config"], "hidden_size": 128, "intermediate_size": 256}
+    monkeypatch.setitem(tiny.CONFIG, "text_config", text)
+    monkeypatch.setattr(
+        "lightning_ript.policies.openvla_oft.checkpoint.check_quantization", lambda *_: None
+    )
+    folder = tiny.write_tiny_openvla(tmp_path / "openvla")
+    models = [
+        load_openvla(folder, folder / "scale_header.pth", dtype=torch.float16, quantization=how)
+        for how in (None, kind)
+    ]
+    exact, rounded = (model.base.language_model for model in models)
+    assert rounded.lm_head.weight.dtype == torch.float16
+    one = torch.eye(256, dtype=torch.float16)
+    for plain, layer in zip(exact.model.layers, rounded.model.layers, strict=True):
+        assert layer.mlp.down_proj.weight.dtype == stored
+        weight, ours = plain.mlp.down_proj(one).float(), layer.mlp.down_proj(one).float()
+        assert 0 < (weight - ours).norm() < error * weight.norm()
+    assert models[1](*tiny.tiny_inputs()).mean.isfinite().all()

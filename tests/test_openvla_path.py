@@ -44,7 +44,7 @@ def arguments(made, run_dir, command, iterations):
         "--trainer.callbacks.lr=0.01",
         f"--model.policy.checkpoint={base}/checkpoint",
         "--model.policy.statistics=libero_object",
-        "--model.policy.lora={rank: 2, alpha: 4}",
+        "--model.policy.lora={r: 2, alpha: 4}",
         "--model.optimizer.lr=0.01",
         f"--data.environment={STAGED}",
         "--data.environment.suite=libero_object",

@@ -8,7 +8,7 @@ import torch
 
 from lightning_ript.policies.contract import check_contract
 from lightning_ript.policies.openvla_oft import OpenVLAOFTPolicy
-from lightning_ript.policies.openvla_oft.lora import LoRAConfig
+from lightning_ript.policies.openvla_oft.lora import LoraSizes
 from lightning_ript.types import Task
 
 tiny = pytest.importorskip("tiny_openvla")  # needs timm
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def make(folder, **settings):
-    settings = {"precision": "float32", "lora": LoRAConfig(rank=2, alpha=4)} | settings
+    settings = {"precision": "float32", "lora": LoraSizes(r=2, alpha=4)} | settings
     scale_head = str(folder / "scale_header.pth")
     torch.manual_seed(0)
     return OpenVLAOFTPolicy(str(folder), tiny.UNNORM_KEY, scale_head, **settings)

@@ -203,7 +203,7 @@ def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
         "clip_high": 0.1,
         "max_grad_norm": 1.0,
         "optimizer.lr": lr,
-        "policy.lora.rank": 32,
+        "policy.lora.r": 32,
         "policy.lora.alpha": 16,
         "policy.forward": "prefix_cache",
         "policy.score": "full",

@@ -22,7 +22,7 @@ from lightning_ript.policies.openvla_oft.images import (
     pixel_values,
 )
 from lightning_ript.policies.openvla_oft.laplace import Aggregation
-from lightning_ript.policies.openvla_oft.lora import LoRAConfig, attach_lora, load_adapter
+from lightning_ript.policies.openvla_oft.lora import LoraSizes, add_lora, has_lora, load_lora
 from lightning_ript.policies.openvla_oft.model import Forward, Prediction
 from lightning_ript.policies.openvla_oft.prompt import PromptTokenizer
 from lightning_ript.policies.openvla_oft.quantization import Quantization
@@ -30,7 +30,7 @@ from lightning_ript.policies.openvla_oft.statistics import load_statistics
 from lightning_ript.types import Observation, Task
 
 Precision = Literal["bfloat16", "float32"]
-DEFAULT_LORA = LoRAConfig()
+DEFAULT_LORA = LoraSizes()
 STATE = ("ee_pos", "ee_ori", "gripper_states")  # of a demonstration, by the names in its file
 
 
@@ -72,7 +72,7 @@ class OpenVLAOFTPolicy(PolicyAdapter):
         statistics: str,
         scale_head: str | None = None,
         adapter: str | None = None,
-        lora: LoRAConfig | None = DEFAULT_LORA,
+        lora: LoraSizes | None = DEFAULT_LORA,
         forward: Forward = "prefix_cache",
         sampling_scale: float = 5.0,
         score: Literal["full", "sampled"] = "full",
@@ -126,9 +126,9 @@ class OpenVLAOFTPolicy(PolicyAdapter):
         self.model.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
         if adapter is not None:
-            self.needs_scale_head &= not load_adapter(self.model, adapter)
+            self.needs_scale_head &= not load_lora(self.model, adapter)
         elif lora is not None:
-            attach_lora(self.model, lora)
+            add_lora(self.model, lora)
         for name in self.model.unused(forward):
             self._freeze(name)
         self.model.action_head.requires_grad_(True)
@@ -226,7 +226,7 @@ class OpenVLAOFTPolicy(PolicyAdapter):
     @property
     def has_adapter(self) -> bool:
         """Whether a LoRA is attached."""
-        return hasattr(self.model.base, "peft_config")
+        return has_lora(self.model)
 
     @property
     def dtype(self) -> torch.dtype:

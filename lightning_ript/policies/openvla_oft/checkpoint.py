@@ -206,5 +206,9 @@ def _stream(
                 else:
                     assign(base, name, contents.get_tensor(key), device, dtype)
     llama = base.language_model.model
-    # The one thing that no file holds. In float32 whatever the weights are.
-    llama.rotary_emb = LlamaRotaryEmbedding(llama.config).to(device)
+    # The one thing that no file holds; in float32 whatever the weights are. Older transformers have
+    # one in each layer, too, without using it.
+    rotary = LlamaRotaryEmbedding(config=llama.config).to(device)
+    for module in list(llama.modules()):
+        if hasattr(module, "rotary_emb"):
+            module.rotary_emb = rotary

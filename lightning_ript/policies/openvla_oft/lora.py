@@ -1,100 +1,162 @@
-"""LoRA adapters of the base, in the layout that RIPT-VLA publishes."""
+"""Low-rank adapters of the base, as PEFT has them and RIPT-VLA publishes them.
+
+A folder holds adapter_config.json, adapter_model.safetensors and, with the heads that were trained
+along, openvla_headers.pt. The adapter's layers are put into `OpenVLAOFT.base` itself, without
+PEFT's wrapper, so the model stays what it is.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ript.files import replacing
 from lightning_ript.hub import local_folder
 from lightning_ript.policies.openvla_oft.checkpoint import check_weights
-from lightning_ript.policies.openvla_oft.files import check_fit, opened, read_pickle
+from lightning_ript.policies.openvla_oft.files import bare, check_fit, opened, read_pickle, shapes
 from lightning_ript.policies.openvla_oft.model import OpenVLAOFT
-from lightning_ript.sharding import whole
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+PATTERNS = ("*.json", "*.safetensors", "*.pt")
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 HEADERS = "openvla_headers.pt"
-PREFIX = "base_model.model."  # before every name in a published file
-# All linear layers, and the convolutions that embed patches, by the last part of their names.
+ADAPTER = "default"
+PREFIX = "base_model.model."
+# All linear layers, and the patch embeddings' convolutions, which are called proj too. The
+# published adapters also cover lm_head, which has no part in continuous actions.
 TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
-    *("fc1", "fc2", "fc3", "qkv", "proj", "q", "kv"),
+    *("qkv", "q", "kv", "proj", "fc1", "fc2", "fc3"),
 )
-_NAME = "default"  # peft's own, which its files leave out
+UNSUPPORTED = (
+    *("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern"),
+    *("layers_to_transform", "layer_replication", "fan_in_fan_out", "exclude_modules"),
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
-    """Sizes of an adapter (Hu et al. 2021, arXiv 2106.09685); the defaults are RIPT-VLA's.
+class LoraSizes:
+    """What an adapter is made of; the defaults are the published ones'.
 
     Attributes:
-        rank: r.
-        alpha: What the adapter adds is scaled by alpha / r.
-
-    Raises:
-        ValueError: If one is less than 1.
+        r: Rank.
+        alpha: The change is scaled by alpha / r.
+        targets: Last parts of the names of the adapted layers.
+        dropout: Probability of dropping an input of the adapter.
     """
 
-    rank: int = 32
-    alpha: int = 16
+    r: int = 32
+    alpha: float = 16
+    targets: tuple[str, ...] = TARGETS
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha < 1:
+        if self.r < 1 or not self.targets or not 0 <= self.dropout < 1:
             raise ValueError(
-                f"lora has rank {self.rank} and alpha {self.alpha}: set both to 1 or more."
+                f"A LoRA needs a rank of at least 1, target layers and a dropout in [0, 1): {self}"
             )
 
+    @classmethod
+    def from_json(cls, path: Path) -> LoraSizes:
+        """Reads PEFT's adapter_config.json.
 
-def attach_lora(model: OpenVLAOFT, config: LoRAConfig) -> None:
-    """Adds a fresh adapter, which changes nothing yet, to all linear layers of the base.
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is not a LoRA's, or of a kind that is not supported; says in what.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no {path}: name the folder of a LoRA")
+        try:
+            contents = json.loads(path.read_text())
+            targets = contents["target_modules"]
+            sizes = cls(
+                r=int(contents["r"]),
+                alpha=float(contents["lora_alpha"]),
+                targets=tuple(sorted(targets)),
+                dropout=float(contents.get("lora_dropout", 0.0)),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not the config of a LoRA: {error!r}") from error
+        used = [name for name in UNSUPPORTED if contents.get(name)]
+        used += [] if contents.get("bias", "none") == "none" else ["bias"]
+        if used or isinstance(targets, str):
+            what = ", ".join(used) or "target_modules as a pattern"
+            raise ValueError(f"{path} wants {what}, which is not supported")
+        return sizes
 
-    Its weights are float32 whatever the base's are, and want gradients.
+    def peft(self) -> LoraConfig:
+        """The same for PEFT.
+
+        Raises:
+            ModuleNotFoundError: PEFT is not installed.
+        """
+        try:
+            from peft import LoraConfig
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "LoRA is PEFT's: pip install 'lightning-ript[openvla]'"
+            ) from error
+        return LoraConfig(
+            r=self.r,
+            # PEFT's type is an integer, its arithmetic is not.
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=sorted(self.targets),
+            init_lora_weights="gaussian",
+        )
+
+
+def add_lora(model: OpenVLAOFT, sizes: LoraSizes | None = None) -> None:
+    """Puts a fresh adapter into the base: the only weights there that are trained.
+
+    At first it changes nothing.
 
     Raises:
-        ModuleNotFoundError: peft is not installed.
+        ModuleNotFoundError: PEFT is not installed.
+        ValueError: There is an adapter already.
     """
-    _attach(model, config.rank, config.alpha, TARGETS)
+    if has_lora(model):
+        raise ValueError("The model has an adapter already")
+    config = (sizes or LoraSizes()).peft()
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, model.base, ADAPTER)
+    for parameter in lora_parameters(model).values():
+        # Half precision would round most steps of a small learning rate away.
+        parameter.data = parameter.data.float()
 
 
-def _attach(model: OpenVLAOFT, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "LoRA needs peft: pip install 'lightning-ript[openvla]', or set model.policy.lora to "
-            "null"
-        ) from error
-    # No dropout: the ratio of PPO compares one and the same network.
-    settings = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        lora_dropout=0.0,
-        init_lora_weights="gaussian",
-        target_modules=list(targets),
-        bias="none",
-    )
-    inject_adapter_in_model(settings, model.base, _NAME)
-    for name, parameter in model.base.named_parameters():
-        parameter.requires_grad_(is_lora(name))
-        if is_lora(name):
-            parameter.data = parameter.data.float()
+def has_lora(model: OpenVLAOFT) -> bool:
+    """Whether the base has an adapter."""
+    return any(True for _ in _lora_layers(model))
 
 
-def is_lora(name: str) -> bool:
-    """Whether a parameter of the base is an adapter's."""
-    return ".lora_A." in name or ".lora_B." in name
+def lora_parameters(model: OpenVLAOFT) -> dict[str, nn.Parameter]:
+    """The adapter's weights by their names in PEFT's files."""
+    return {
+        f"{PREFIX}{layer}.{matrix}.weight": parameter
+        for layer, matrix, parameter in _lora_layers(model)
+    }
 
 
-def load_adapter(model: OpenVLAOFT, place: str | Path) -> bool:
-    """Adds a published adapter, and takes the heads that were trained with it.
+def load_lora(model: OpenVLAOFT, place: str | Path) -> bool:
+    """Loads a published adapter and, where the folder has them, its heads.
 
     Args:
-        model: A model without one.
-        place: A folder, or `hf://owner/repo/folder`.
+        model: With an adapter of the same sizes, or none.
+        place: The folder, or `hf://owner/repo/folder`.
 
     Returns:
         Whether a scale head came with it.
@@ -102,91 +164,130 @@ def load_adapter(model: OpenVLAOFT, place: str | Path) -> bool:
     Raises:
         OSError: A file is missing, here or on the hub.
         ValueError: A file cannot be read or does not fit.
-        ModuleNotFoundError: peft is not installed.
+        ModuleNotFoundError: PEFT is not installed.
     """
-    folder = local_folder(place, (CONFIG, WEIGHTS, HEADERS))
-    rank, alpha, targets = _read_config(folder / CONFIG)
-    with opened(folder / WEIGHTS) as contents:
-        # peft also stores the layers that it takes for embeddings; the base has them.
-        weights = {
-            name.removeprefix(PREFIX): contents.get_tensor(name)
-            for name in contents.keys()  # noqa: SIM118  (not a mapping)
-            if ".base_layer." not in name
-        }
-    _attach(model, rank, alpha, targets)
-    parameters = {_outer(n): p for n, p in model.base.named_parameters() if is_lora(n)}
-    check_fit(
-        {name: tuple(p.shape) for name, p in parameters.items()},
-        {name: tuple(value.shape) for name, value in weights.items()},
-        folder / WEIGHTS,
-    )
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
-    if not (folder / HEADERS).is_file():
-        return False
-    headers = read_pickle(folder / HEADERS)
-    heads: dict[str, nn.Module] = {
-        "action_header": model.action_head,
-        "scale_header": model.scale_head,
-    }
-    for name, head in heads.items():
-        if name in headers:
-            check_weights(head, headers[name], folder / HEADERS)
-            head.load_state_dict(headers[name])
-    return "scale_header" in headers
+    folder = local_folder(place, PATTERNS)
+    sizes = LoraSizes.from_json(folder / CONFIG)
+    found = shapes([folder / WEIGHTS])
+    headers = _read_headers(model, folder)
+    if not has_lora(model):
+        add_lora(model, sizes)
+    own = lora_parameters(model)
+    # PEFT took lm_head for an embedding that had grown, and saved all of it: half a gigabyte of
+    # what the base has already.
+    adapter = {name: shape for name, shape in found.items() if ".base_layer." not in name}
+    check_fit({name: tuple(p.shape) for name, p in own.items()}, adapter, folder / WEIGHTS)
+    with opened(folder / WEIGHTS) as contents, torch.no_grad():
+        for name in adapter:
+            own[name].copy_(contents.get_tensor(name))
+    scaling = sizes.alpha / sizes.r
+    for layer, _, _ in _lora_layers(model):
+        _module(model, layer).scaling[ADAPTER] = scaling
+    config = _peft_config(model)
+    config.lora_alpha = sizes.alpha
+    for module, weights in headers:
+        module.load_state_dict(weights)
+    return any(module is model.scale_head for module, _ in headers)
 
 
-def save_adapter(model: OpenVLAOFT, folder: Path) -> None:
-    """Writes adapter and heads in the published layout.
+def save_lora(model: OpenVLAOFT, folder: str | Path, base: str = "", write: bool = True) -> None:
+    """Writes the adapter and both heads, as the published ones are.
+
+    Sharded weights are gathered, so all ranks have to call this.
 
     Args:
-        model: A model with an adapter. Where its parameters lie in shards, they are gathered.
-        folder: Where to; made if need be.
+        model: With an adapter.
+        folder: Made if need be; files in it are replaced.
+        base: Where the base's weights come from, for whoever reads the folder.
+        write: Whether this rank writes.
+
+    Raises:
+        ValueError: There is no adapter.
     """
+    if not has_lora(model):
+        raise ValueError("The model has no adapter that could be saved")
+    weights = {name: _whole(p) for name, p in lora_parameters(model).items()}
+    heads = {
+        name: {key: _whole(value) for key, value in module.state_dict().items()}
+        for name, module in _heads(model).items()
+    }
+    if not write:
+        return
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    # peft has left its settings on what it put the adapter into.
-    model.base.peft_config[_NAME].save_pretrained(folder)  # type: ignore[index, union-attr]
-    weights = {
-        PREFIX + _outer(name): whole(parameter.detach()).cpu().contiguous()
-        for name, parameter in model.base.named_parameters()
-        if is_lora(name)
+    folder = Path(folder)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary, {"format": "pt"})
+    with replacing(folder / HEADERS) as temporary:
+        torch.save(heads, temporary)
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(_config(model, base), indent=2))
+
+
+def _config(model: OpenVLAOFT, base: str) -> dict[str, Any]:
+    """What adapter_config.json says.
+
+    Only what every version of PEFT knows: the one that the published adapters were made with
+    refuses a file with later versions' settings.
+    """
+    config = _peft_config(model)
+    alpha = float(config.lora_alpha)
+    return {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": "gaussian",
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": config.lora_dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": config.r,
+        "target_modules": sorted(config.target_modules),
+        "task_type": None,
+        "use_dora": False,
+        "use_rslora": False,
     }
-    save_file(weights, folder / WEIGHTS, {"format": "pt"})
-    torch.save(
-        {"action_header": _cpu(model.action_head), "scale_header": _cpu(model.scale_head)},
-        folder / HEADERS,
-    )
 
 
-def merge_adapter(model: OpenVLAOFT) -> None:
-    """Adds the adapter to the weights it adapts and removes it, so that the base is plain again."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in list(model.base.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.base.get_submodule(owner), leaf, module.get_base_layer())
-    model.base.requires_grad_(False)
+def _whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    gather = getattr(tensor, "full_tensor", None)
+    return (tensor if gather is None else gather()).cpu().contiguous()
 
 
-def _outer(name: str) -> str:
-    """A parameter's name as files have it, without the adapter's."""
-    return name.replace(f".{_NAME}.", ".")
+def _heads(model: OpenVLAOFT) -> dict[str, nn.Module]:
+    return {"action_header": model.action_head, "scale_header": model.scale_head}
 
 
-def _cpu(module: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(value).cpu() for name, value in module.state_dict().items()}
-
-
-def _read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
+def _read_headers(model: OpenVLAOFT, folder: Path) -> list[tuple[nn.Module, dict[str, Tensor]]]:
+    path = folder / HEADERS
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}: name the folder of a LoRA adapter")
-    try:
-        contents = json.loads(path.read_text())
-        return contents["r"], contents["lora_alpha"], tuple(contents["target_modules"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the configuration of a LoRA adapter: {error!r}") from error
+        log.info("%s has no %s: the heads stay as they are", folder, HEADERS)
+        return []
+    contents = read_pickle(path)
+    found = []
+    for name, module in _heads(model).items():
+        if name in contents:
+            weights = bare(contents[name])
+            check_weights(module, weights, f"{path}, {name},")
+            found.append((module, weights))
+    return found
+
+
+def _lora_layers(model: OpenVLAOFT) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Name of the layer in the base, "lora_A" or "lora_B", and the weight."""
+    ends = {f".{matrix}.{ADAPTER}.weight": matrix for matrix in ("lora_A", "lora_B")}
+    for name, parameter in model.base.named_parameters():
+        for end, matrix in ends.items():
+            if name.endswith(end):
+                yield name.removesuffix(end), matrix, parameter
+
+
+def _module(model: OpenVLAOFT, layer: str) -> Any:
+    return model.base.get_submodule(layer)
+
+
+def _peft_config(model: OpenVLAOFT) -> Any:
+    configs: Any = model.base.peft_config
+    return configs[ADAPTER]

@@ -1,0 +1,147 @@
+"""Merges an adapter into the weights it adapts, as a directory that needs no adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_ript.files import replacing
+from lightning_ript.hub import local_folder
+from lightning_ript.policies.openvla_oft.checkpoint import ACTION_HEAD, PATTERNS, ours, published
+from lightning_ript.policies.openvla_oft.files import (
+    INDEX,
+    SINGLE,
+    check_fit,
+    only,
+    opened,
+    read_pickle,
+    shapes,
+    shards,
+)
+from lightning_ript.policies.openvla_oft.lora import CONFIG, HEADERS, PREFIX, WEIGHTS, LoraSizes
+from lightning_ript.policies.openvla_oft.lora import PATTERNS as LORA_PATTERNS
+
+SCALE_HEAD = "scale_header.pth"
+
+
+def merge_adapter(base: str, adapter: str, out: Path) -> None:
+    """Writes a published OpenVLA-OFT directory with an adapter's changes added to its weights.
+
+    Args:
+        base: The base's directory, or `hf://owner/repo`.
+        adapter: The adapter's folder, or `hf://owner/repo/folder`.
+        out: Where to; must not exist, or be empty.
+    """
+    merge_lora(base, adapter, out)
+    sys.stdout.write(f"merged weights are in {out}\n")
+
+
+def merge_lora(
+    place: str | Path, adapter: str | Path, folder: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Writes a published directory with the adapter's changes added to its weights.
+
+    Needs no model, no GPU, and of memory twice the largest safetensors file.
+
+    Args:
+        place: The base's directory, or `hf://owner/repo`.
+        adapter: The adapter's folder, or `hf://owner/repo/folder`. Its action head, if it has one,
+            replaces the base's; its scale head is written as scale_header.pth.
+        folder: Where to; must not exist, or be empty.
+        dtype: Of the weights; None for the base's own.
+
+    Raises:
+        OSError: A file is missing, here or on the hub.
+        ValueError: A file cannot be read, the adapter does not fit, or the folder is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: merged weights go into a folder of their own")
+    source, lora = local_folder(place, PATTERNS), local_folder(adapter, LORA_PATTERNS)
+    paths = shards(source)
+    sizes = LoraSizes.from_json(lora / CONFIG)
+    layers = _layers(shapes([lora / WEIGHTS]), shapes(paths), sizes.r, lora / WEIGHTS)
+    headers = read_pickle(lora / HEADERS) if (lora / HEADERS).is_file() else {}
+    head = only(source, ACTION_HEAD, "action head")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    places: dict[str, str] = {}
+    total = 0
+    for path in paths:
+        merged = _merged(path, lora / WEIGHTS, layers, sizes.alpha / sizes.r, dtype)
+        _write(merged, folder / path.name)
+        places.update(dict.fromkeys(merged, path.name))
+        total += sum(value.nbytes for value in merged.values())
+        del merged  # or it would stay while the next one grows
+    if [path.name for path in paths] != [SINGLE]:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+    for pattern in PATTERNS:
+        for path in source.glob(pattern):
+            if path.suffix != ".safetensors" and path.name != INDEX:
+                shutil.copy(path, folder)
+    if "action_header" in headers:
+        weights = {f"module.{name}": value for name, value in headers["action_header"].items()}
+        torch.save(weights, folder / head.name)
+    if "scale_header" in headers:
+        parts: dict[str, dict[str, Tensor]] = {"scale_trunk": {}, "log_b_head": {}}
+        for name, value in headers["scale_header"].items():
+            part, _, rest = name.partition(".")
+            parts["scale_trunk" if part == "trunk" else part][rest] = value
+        torch.save(parts, folder / SCALE_HEAD)
+
+
+def _layers(
+    adapter: dict[str, tuple[int, ...]], base: dict[str, tuple[int, ...]], r: int, place: Path
+) -> set[str]:
+    """Our names of the adapted weights.
+
+    Raises:
+        ValueError: The adapter has a layer that the base lacks, or that has another shape there.
+    """
+    known = {ours(name): shape for name, shape in base.items()}
+    names = {
+        name.removeprefix(PREFIX).rpartition(".lora_")[0] + ".weight"
+        for name in adapter
+        if ".base_layer." not in name
+    }
+    expected = {}
+    for name in names & known.keys():
+        layer, (outputs, *inputs) = PREFIX + name.removesuffix(".weight"), known[name]
+        expected[f"{layer}.lora_A.weight"] = (r, *inputs)
+        expected[f"{layer}.lora_B.weight"] = (outputs, r, *(1 for _ in inputs[1:]))
+    found = {name: shape for name, shape in adapter.items() if ".base_layer." not in name}
+    check_fit(expected, found, place)
+    return names
+
+
+def _merged(
+    path: Path, adapter: Path, layers: set[str], scaling: float, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """A file's weights, by their published names, with the adapter's changes."""
+    merged = {}
+    with opened(path) as weights, opened(adapter) as lora:
+        for key in weights.keys():  # noqa: SIM118  (not a mapping)
+            name = ours(key)
+            value = weights.get_tensor(key)
+            kind = dtype or value.dtype
+            if name in layers:
+                layer = PREFIX + name.removesuffix(".weight")
+                a, b = (lora.get_tensor(f"{layer}.lora_{m}.weight").float() for m in "AB")
+                # A convolution's B is 1 x 1: the change is the same product.
+                change = (b.flatten(1) @ a.flatten(1)).reshape(value.shape)
+                value = value.float() + scaling * change
+            merged[published(name)] = value.to(kind, copy=True)
+    return merged
+
+
+def _write(weights: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file(weights, temporary, {"format": "pt"})
