@@ -215,7 +215,7 @@ class OpenVLAOFT(nn.Module):
             attend,
             positions,
             prefix,
-            self.gradient_checkpointing and self.training,
+            self.gradient_checkpointing,
         )
 
 
