@@ -179,7 +179,9 @@ def _outer(name: str) -> str:
 
 
 def _cpu(module: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(value).cpu() for name, value in module.state_dict().items()}
+    # Not state_dict(), which under FSDP takes parameters apart that `gathered` keeps whole: a
+    # process that writes on its own would then wait for the others forever.
+    return {name: whole(value.detach()).cpu() for name, value in module.named_parameters()}
 
 
 def _read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:

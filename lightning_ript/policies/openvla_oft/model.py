@@ -215,7 +215,8 @@ class OpenVLAOFT(nn.Module):
             attend,
             positions,
             prefix,
-            self.gradient_checkpointing and self.training,
+            # Whether it is in training mode tells nothing: RIPT learns in eval mode.
+            self.gradient_checkpointing,
         )
 
 
