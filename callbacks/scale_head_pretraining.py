@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,12 +14,16 @@ from torch import Tensor
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.policies.openvla_oft import laplace
 from lightning_ript.policies.openvla_oft.adapter import OpenVLAOFTPolicy
-from lightning_ript.policies.openvla_oft.checkpoint import load_scale_head, save_scale_head
+from lightning_ript.policies.openvla_oft.checkpoint import (
+    assign,
+    load_scale_head,
+    save_scale_head,
+)
 from lightning_ript.policies.openvla_oft.config import CHUNK
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
 from lightning_ript.progress import progress_bar
 from lightning_ript.run_directory import scale_head_path
-from lightning_ript.sharding import gathered, sharded_like
+from lightning_ript.sharding import gathered, sharded_like, whole
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Features (B, 8, 7 D) and absolute errors (B, 8, 7), anew at every call."""
@@ -87,7 +90,7 @@ class ScaleHeadPretraining(Callback):
             return
         path = self._path(trainer)
         with gathered(policy):
-            head = copy.deepcopy(policy.model.scale_head).requires_grad_(True)
+            head = trainable_copy(policy.model.scale_head)
             if path.is_file():
                 load_scale_head(head, path)
             else:
@@ -152,6 +155,18 @@ class ScaleHeadPretraining(Callback):
                 yield features, errors
 
         return batches
+
+
+def trainable_copy(head: LaplaceScaleHead) -> LaplaceScaleHead:
+    """A head of its own with the same weights, whole.
+
+    Not a deepcopy, which would take along what FSDP has hung on the module.
+    """
+    with torch.device("meta"):
+        fresh = LaplaceScaleHead(head.log_b_head.in_features)
+    for name, value in head.named_parameters():
+        assign(fresh, name, whole(value.detach()), value.device, value.dtype)
+    return fresh.requires_grad_(True)
 
 
 def nll(head: LaplaceScaleHead, features: Tensor, errors: Tensor) -> Tensor:
