@@ -38,7 +38,7 @@ class ScaleHeadPretraining(Callback):
     format; a run that is started again takes it from there. Alone: `--trainer.max_epochs 0`.
 
     What the head sees is computed once for all epochs if it fits into `cache_gib`, else in each.
-    Every process does the same work, which needs no communication.
+    Every process does the same work, without communication, and takes what rank zero has learned.
 
     Args:
         data: Demonstrations, with blocks of 8 actions; those it holds out are the test.
@@ -102,7 +102,9 @@ class ScaleHeadPretraining(Callback):
             for mine, trained in zip(
                 policy.model.scale_head.parameters(), head.parameters(), strict=True
             ):
-                mine.copy_(sharded_like(trained, mine))
+                # Rank zero's: where ranks were not seeded alike, the others' batches differ.
+                value = trainer.strategy.broadcast(trained.detach().cpu())
+                mine.copy_(sharded_like(value, mine))
         rank_zero_info(f"The scale head is in {path}")
 
     def _path(self, trainer: L.Trainer) -> Any:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import tiny_openvla  # noqa: F401
+import torch
 
+from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.types import ChunkResult, Context, Task
 
@@ -65,4 +67,34 @@ class ReachEnvironment:
             "ee_pos": self._place.astype(np.float32),
             "ee_quat": np.array([1, 0, 0, 0], np.float32),
             "gripper_states": np.array([0.04, -0.04], np.float32),
+        }
+
+
+class MadeUpDemonstrations(DemonstrationDataModule):
+    """Two batches of noise to learn from, and one to test on."""
+
+    def __init__(self, block_size: int = 8, batch_size: int = 4):
+        super().__init__([], batch_size=batch_size, block_size=block_size)
+
+    def setup(self, stage):
+        pass
+
+    def train_dataloader(self):
+        return [self._batch(seed) for seed in range(2)]
+
+    def val_dataloader(self):
+        return [self._batch(2)]
+
+    def _batch(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        size = self.batch_size
+        widths = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
+        return {
+            "actions": torch.rand(size, 8, 7, generator=generator) * 2 - 1,
+            "images": {
+                name: torch.randint(0, 256, (size, 64, 64, 3), generator=generator).byte()
+                for name in ("agentview_rgb", "eye_in_hand_rgb")
+            },
+            "lowdim": {n: torch.randn(size, w, generator=generator) for n, w in widths.items()},
+            "language": [LANGUAGES[i % 2] for i in range(size)],
         }
