@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,12 +14,16 @@ from torch import Tensor
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.policies.openvla_oft import laplace
 from lightning_ript.policies.openvla_oft.adapter import STATE, OpenVLAOFTPolicy
-from lightning_ript.policies.openvla_oft.checkpoint import load_scale_head, save_scale_head
+from lightning_ript.policies.openvla_oft.checkpoint import (
+    assign,
+    load_scale_head,
+    save_scale_head,
+)
 from lightning_ript.policies.openvla_oft.config import CHUNK
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
 from lightning_ript.progress import progress_bar
 from lightning_ript.run_directory import scale_head_path
-from lightning_ript.sharding import gathered, sharded_like
+from lightning_ript.sharding import gathered, sharded_like, whole
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Features (B, 8, 7 D) and absolute errors (B, 8, 7), anew at every call."""
@@ -35,7 +38,7 @@ class ScaleHeadPretraining(Callback):
     format; a run that is started again takes it from there. Alone: `--trainer.max_epochs 0`.
 
     What the head sees is computed once for all epochs if it fits into `cache_gib`, else in each.
-    Every process does the same work, which needs no communication.
+    Every process does the same work, without communication, and takes what rank zero has learned.
 
     Args:
         data: Demonstrations, with blocks of 8 actions; those it holds out are the test.
@@ -88,7 +91,7 @@ class ScaleHeadPretraining(Callback):
             return
         path = self._path(trainer)
         with gathered(policy):
-            head = copy.deepcopy(policy.model.scale_head).requires_grad_(True)
+            head = trainable_copy(policy.model.scale_head)
             if path.is_file():
                 load_scale_head(head, path)
             else:
@@ -100,7 +103,9 @@ class ScaleHeadPretraining(Callback):
             for mine, trained in zip(
                 policy.model.scale_head.parameters(), head.parameters(), strict=True
             ):
-                mine.copy_(sharded_like(trained, mine))
+                # Rank zero's: where ranks were not seeded alike, the others' batches differ.
+                value = trainer.strategy.broadcast(trained.detach().cpu())
+                mine.copy_(sharded_like(value, mine))
         rank_zero_info(f"The scale head is in {path}")
 
     def _path(self, trainer: L.Trainer) -> Any:
@@ -153,6 +158,18 @@ class ScaleHeadPretraining(Callback):
                 yield features, errors
 
         return batches
+
+
+def trainable_copy(head: LaplaceScaleHead) -> LaplaceScaleHead:
+    """A head of its own with the same weights, whole.
+
+    Not a deepcopy, which would take along what FSDP has hung on the module.
+    """
+    with torch.device("meta"):
+        fresh = LaplaceScaleHead(head.log_b_head.in_features)
+    for name, value in head.named_parameters():
+        assign(fresh, name, whole(value.detach()), value.device, value.dtype)
+    return fresh.requires_grad_(True)
 
 
 def nll(head: LaplaceScaleHead, features: Tensor, errors: Tensor) -> Tensor:

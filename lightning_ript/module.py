@@ -159,7 +159,7 @@ class RIPTLightningModule(L.LightningModule):
         mesh = self.device_mesh["data_parallel"]
         for policy in (self.policy, self.reference):
             if policy is not None:
-                shard(policy, mesh, policy.blocks(), ("act", "log_prob", "features"))
+                shard(policy, mesh, policy.blocks(), policy.entries)
         if self.critic is not None:
             shard(self.critic, mesh)
 

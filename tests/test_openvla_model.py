@@ -59,15 +59,19 @@ def test_one_image_and_no_proprio():
 @FORWARDS
 def test_checkpointing_changes_no_gradient(model, forward):
     inputs = tiny.tiny_inputs((5, 7))
-    model.train()
-    gradients = []
+    gradients, runs = [], []
+    layer = model.base.language_model.model.layers[0]
+    counter = layer.self_attn.register_forward_hook(lambda *_: runs.append(model.training))
     for model.gradient_checkpointing in (False, True):
         model.zero_grad()
         prediction = model(*inputs, forward)
         (prediction.mean.square().sum() + prediction.log_scale.sum()).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    counter.remove()
     model.gradient_checkpointing = False
-    model.eval().zero_grad()
+    model.zero_grad()
+    passes = 2 if forward == "prefix_cache" else 1
+    assert runs == [False] * (2 * passes + 1)  # once more, and in eval mode as RIPT learns
     assert gradients[0].keys() == gradients[1].keys()
     unused = model.unused(forward)
     for name, parameter in model.named_parameters():

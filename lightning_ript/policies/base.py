@@ -33,9 +33,12 @@ class PolicyAdapter(nn.Module, ABC):
     Attributes:
         noise_shape: Shape of the uniform noise one sampled decision consumes. The rollout engine
             draws it from the episode's own seed, so results do not depend on batching.
+        entries: Names of the methods that run parts of the network and are called from outside.
+            When processes share the parameters (FSDP), these gather them first.
     """
 
     noise_shape: tuple[int, ...]
+    entries: tuple[str, ...] = ("act", "log_prob", "features")
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Gets ready for all tasks of a run, before any simulator is started.

@@ -66,6 +66,8 @@ class OpenVLAOFTPolicy(PolicyAdapter):
         ModuleNotFoundError: A library that only this policy needs is not installed.
     """
 
+    entries = (*PolicyAdapter.entries, "demonstrated")
+
     def __init__(
         self,
         checkpoint: str,

@@ -208,7 +208,7 @@ def save_lora(model: OpenVLAOFT, folder: str | Path, base: str = "", write: bool
         raise ValueError("The model has no adapter that could be saved")
     weights = {name: _whole(p) for name, p in lora_parameters(model).items()}
     heads = {
-        name: {key: _whole(value) for key, value in module.state_dict().items()}
+        name: {key: _whole(value) for key, value in module.named_parameters()}
         for name, module in _heads(model).items()
     }
     if not write:

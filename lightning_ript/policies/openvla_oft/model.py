@@ -215,6 +215,7 @@ class OpenVLAOFT(nn.Module):
             attend,
             positions,
             prefix,
+            # Whether it is in training mode tells nothing: RIPT learns in eval mode.
             self.gradient_checkpointing,
         )
 
