@@ -37,6 +37,22 @@ def test_both_schedules_take_the_same_steps(tmp_path, padding):
     assert "decision steps/s" in printed
 
 
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_openvla_oft_has_the_published_sizes(tmp_path, size):
+    pytest.importorskip("timm")
+    few = ["--batch_sizes=[2]", "--microbatches=[1,2]", "--rounds=1", "--device=cpu"]
+    output = tmp_path / "openvla_oft.json"
+    found, printed = run("openvla_oft.py", output, f"--size={size}", *few)
+    parts = found["parameters"]
+    assert parts["base"] == found["published_base"] == 7_541_237_184
+    encoders = parts["vision_dinov2"] + parts["vision_siglip"]
+    assert encoders + parts["projector"] + parts["language_model"] == parts["base"]
+    assert found["settings"]["size"] == "small"  # there is no GPU for the other
+    assert ("There is no GPU" in printed) == (size == "full")
+    for each in (*found["acting"].values(), *found["learning"].values()):
+        assert all_positive([*each["decisions_per_second"].values(), each["peak_memory_mib"]])
+
+
 @pytest.mark.parametrize("storage", ["contiguous", "gzip", "sparse"])
 def test_the_loader_of_demonstrations(tmp_path, storage):
     size = ["--tasks=2", "--demonstrations=2", "--image_size=16", "--batch_size=8"]

@@ -28,7 +28,8 @@ def published(tmp_path_factory):
     return tiny.write_tiny_openvla(folder, dtype=torch.float32)
 
 
-def arguments(published, run_dir, iterations, *more, command="fit"):
+def arguments(published, run_dir, iterations, *more, command="fit", fresh_head=False):
+    head = f"--model.policy.scale_head={published}/scale_header.pth"
     return [
         command,
         "--config=configs/openvla_oft/ript.yaml",
@@ -43,8 +44,12 @@ def arguments(published, run_dir, iterations, *more, command="fit"):
         f"--trainer.callbacks.folder={run_dir}",
         f"--model.policy.checkpoint={published}",
         f"--model.policy.statistics={tiny.UNNORM_KEY}",
+<<<<<<< HEAD
         f"--model.policy.scale_head={published}/scale_header.pth",
         "--model.policy.lora={r: 2, alpha: 4}",
+=======
+        "--model.policy.lora={rank: 2, alpha: 4}",
+>>>>>>> oftdist
         "--model.policy.precision=float32",
         "--model.optimizer=torch.optim.SGD",
         "--model.optimizer.lr=0.02",
@@ -57,6 +62,7 @@ def arguments(published, run_dir, iterations, *more, command="fit"):
         "--data.rollouts_per_context=4",
         "--data.groups_per_iteration=3",
         "--data.num_workers=0",
+        *([] if fresh_head else [head]),
         *more,
     ]
 
@@ -200,16 +206,15 @@ def test_shards_go_on_from_one_process(runs, published, tmp_path):
 def test_a_scale_head_is_trained_in_shards(published, tmp_path):
     data = "openvla_probe.MadeUpDemonstrations"
     more = [
-        "--model.policy.scale_head=null",
         "--trainer.callbacks+=lightning_ript.callbacks.ScaleHeadPretraining",
         f"--trainer.callbacks.data={data}",
         "--trainer.callbacks.epochs=3",
         "--trainer.callbacks.lr=0.01",
     ]
     one, two = tmp_path / "one", tmp_path / "two"
-    err = finish(start(published, two, 1, *more, *on_two("fsdp2")))
+    err = finish(start(published, two, 1, *more, *on_two("fsdp2"), fresh_head=True))
     assert "negative log-likelihood" in err
-    main(arguments(published, one, 1, *more))
+    main(arguments(published, one, 1, *more, fresh_head=True))
     heads = [
         torch.load(scale_head_path(folder), weights_only=True)["log_b_head"]["weight"]
         for folder in (one, two)
@@ -219,7 +224,7 @@ def test_a_scale_head_is_trained_in_shards(published, tmp_path):
     name = "policy.model.scale_head.log_b_head.weight"
     torch.testing.assert_close(checkpoint(two)["state_dict"][name], heads[1])
     # The same command, longer: the head is read again, and the sharded run goes on.
-    finish(start(published, two, 2, *more, *on_two("fsdp2")))
+    finish(start(published, two, 2, *more, *on_two("fsdp2"), fresh_head=True))
     torch.testing.assert_close(checkpoint(two)["state_dict"][name], heads[1])
 
 
