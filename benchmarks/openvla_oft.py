@@ -31,7 +31,7 @@ from torch import nn
 
 from lightning_ript.policies.openvla_oft import laplace
 from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CHUNK, OpenVLAConfig, TextConfig
-from lightning_ript.policies.openvla_oft.lora import LoRAConfig, attach_lora, is_lora
+from lightning_ript.policies.openvla_oft.lora import LoraSizes, add_lora
 from lightning_ript.policies.openvla_oft.model import Forward, OpenVLAOFT
 from lightning_ript.ppo import clipped_surrogate
 
@@ -51,12 +51,13 @@ SMALL = OpenVLAConfig(
 )
 
 
-def build(config: OpenVLAConfig, lora: LoRAConfig, device: str, forward: Forward) -> OpenVLAOFT:
+def build(config: OpenVLAConfig, lora: LoraSizes, device: str, forward: Forward) -> OpenVLAOFT:
     """A model with random weights, and what RIPT trains of it wanting gradients."""
     with torch.device("meta"):
         model = OpenVLAOFT(config)
         model.base.to(torch.bfloat16)
-        attach_lora(model, lora)
+        model.base.requires_grad_(False)
+        add_lora(model, lora)
     if device == "meta":
         return model
     llama = model.base.language_model.model
@@ -81,7 +82,7 @@ def count(model: OpenVLAOFT) -> dict[str, int]:
 
     def size(module: nn.Module | None) -> int:
         named = [] if module is None else module.named_parameters()
-        return sum(p.numel() for name, p in named if not is_lora(f".{name}"))
+        return sum(p.numel() for name, p in named if not "lora_" in name)
 
     base = model.base
     return {
@@ -93,7 +94,7 @@ def count(model: OpenVLAOFT) -> dict[str, int]:
         "proprio_projector": size(model.proprio_projector),
         "action_head": size(model.action_head),
         "scale_head": size(model.scale_head),
-        "lora": sum(p.numel() for name, p in base.named_parameters() if is_lora(name)),
+        "lora": sum(p.numel() for name, p in base.named_parameters() if "lora_" in name),
     }
 
 
@@ -180,7 +181,7 @@ def main(
     """
     torch.manual_seed(seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    full = count(build(OpenVLAConfig(), LoRAConfig(), "meta", forward))
+    full = count(build(OpenVLAConfig(), LoraSizes(), "meta", forward))
     if full["base"] != PUBLISHED_BASE:
         raise AssertionError(f"the base has {full['base']:,} parameters, not {PUBLISHED_BASE:,}.")
     print(table(["part", "parameters"], [[name, f"{n:,}"] for name, n in full.items()]))
@@ -193,7 +194,7 @@ def main(
             f"environments and learning from {microbatches} decision steps at once. Timed here is "
             "the small model.\n"
         )
-    config, lora = (OpenVLAConfig(), LoRAConfig()) if timed == "full" else (SMALL, LoRAConfig(2, 4))
+    config, lora = (OpenVLAConfig(), LoraSizes()) if timed == "full" else (SMALL, LoraSizes(2, 4))
     model = build(config, lora, device, forward)
     model.gradient_checkpointing = gradient_checkpointing
     acting = {n: measure(act, model, n, forward, rounds, device) for n in batch_sizes}

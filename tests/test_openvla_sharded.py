@@ -44,12 +44,7 @@ def arguments(published, run_dir, iterations, *more, command="fit", fresh_head=F
         f"--trainer.callbacks.folder={run_dir}",
         f"--model.policy.checkpoint={published}",
         f"--model.policy.statistics={tiny.UNNORM_KEY}",
-<<<<<<< HEAD
-        f"--model.policy.scale_head={published}/scale_header.pth",
         "--model.policy.lora={r: 2, alpha: 4}",
-=======
-        "--model.policy.lora={rank: 2, alpha: 4}",
->>>>>>> oftdist
         "--model.policy.precision=float32",
         "--model.optimizer=torch.optim.SGD",
         "--model.optimizer.lr=0.02",
