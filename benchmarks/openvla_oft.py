@@ -82,7 +82,7 @@ def count(model: OpenVLAOFT) -> dict[str, int]:
 
     def size(module: nn.Module | None) -> int:
         named = [] if module is None else module.named_parameters()
-        return sum(p.numel() for name, p in named if not "lora_" in name)
+        return sum(p.numel() for name, p in named if "lora_" not in name)
 
     base = model.base
     return {
