@@ -74,7 +74,8 @@ class MadeUpDemonstrations(DemonstrationDataModule):
     """Two batches of noise to learn from, and one to test on."""
 
     def __init__(self, block_size: int = 8, batch_size: int = 4):
-        super().__init__([], batch_size=batch_size, block_size=block_size)
+        lowdim = ("ee_pos", "ee_ori", "gripper_states")
+        super().__init__([], batch_size=batch_size, block_size=block_size, lowdim=lowdim)
 
     def setup(self, stage):
         pass

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import lightning as L
@@ -21,6 +22,7 @@ from lightning_ript.cli import main
 from lightning_ript.envs.libero.assets import HUB_DATASET, cache_folder
 from lightning_ript.envs.libero.suites import suite_tasks
 from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.openvla_oft.merge import merge_adapter
 from lightning_ript.policies.quest import QueSTConfig, QueSTPolicy, save_official
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +31,7 @@ WITH_YAML = [page for page in PAGES if "```yaml" in page.read_text()]
 SETTING = re.compile(r"`(?:--)?((?:model|data|trainer)\.[\w.]+)")
 WITH_SETTINGS = [page for page in PAGES if SETTING.search(page.read_text())]
 LIBERO = "configs/quickstart/libero.yaml"
-PARSED_ONLY = {"experiments.md"}  # pages of runs that take days on GPUs
+PARSED_ONLY = {"experiments.md", "openvla_oft.md"}  # pages of runs that take days on GPUs
 # A block that begins so is a file of that name, as a reader would write it.
 FILE_NAME = re.compile(r"# (\w+\.(?:py|yaml))\b")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -175,6 +177,9 @@ def test_command(command, workspace):
         script = next(word for word in given if word.endswith(".sbatch"))
         assert (ROOT / script).is_file()
         only_parse(given[given.index(script) + 1 :])
+    elif given[0] == "merge-adapter":  # of 15 GB of weights
+        known = signature(merge_adapter).parameters
+        assert {word.removeprefix("--") for word in given[1::2]} == set(known)
     elif command.page in PARSED_ONLY and given[0] in ("fit", "validate"):
         only_parse(given)
     else:
@@ -259,6 +264,10 @@ def test_settings_exist(page, workspace, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config=mine.yaml", "--print_config"])
     there = set(dotted(yaml.safe_load(capsys.readouterr().out)))
+    files = [f"--config=configs/openvla_oft/{name}.yaml" for name in ("ript", "libero_goal")]
+    with pytest.raises(SystemExit):
+        main(["fit", *files, "--print_config"])
+    there |= set(dotted(yaml.safe_load(capsys.readouterr().out)))
     assert named <= there
 
 
