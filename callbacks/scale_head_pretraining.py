@@ -33,7 +33,7 @@ class ScaleHeadPretraining(Callback):
     """Teaches a fresh scale head how far the policy's actions are from demonstrated ones.
 
     The Laplace's negative log-likelihood of demonstrations, with its mean and all else of the model
-    frozen (RIPT-VLA, appendix; its authors have not published how). Runs before the first rollout
+    frozen, as in RIPT-VLA, whose code for it is not published. Runs before the first rollout
     if the policy was given no head, and writes it to `<run_dir>/scale_head.pth` in the published
     format; a run that is started again takes it from there. Alone: `--trainer.max_epochs 0`.
 

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import timm
 import torch
-from openvla_models import register_encoder
+from openvla_models import register_dinov2, register_siglip
 from safetensors.torch import save_file
 
 from lightning_ript.policies.openvla_oft.checkpoint import published
@@ -43,32 +42,8 @@ CONFIG = {
 
 
 # 16 patches an image instead of 256: the sequence is what costs.
-@register_encoder
-def vit_nano_patch56_reg4_dinov2(**settings):
-    return timm.models.VisionTransformer(
-        patch_size=56,
-        embed_dim=32,
-        depth=3,
-        num_heads=2,
-        init_values=0.1,
-        reg_tokens=4,
-        no_embed_class=True,
-        **settings,
-    )
-
-
-@register_encoder
-def vit_nano_patch56_siglip(**settings):
-    return timm.models.VisionTransformer(
-        patch_size=56,
-        embed_dim=32,
-        depth=3,
-        num_heads=2,
-        mlp_ratio=2.5,
-        class_token=False,
-        global_pool="map",
-        **settings,
-    )
+register_dinov2("vit_nano_patch56_reg4_dinov2", 56, embed_dim=32, num_heads=2)
+register_siglip("vit_nano_patch56_siglip", 56, embed_dim=32, num_heads=2)
 
 
 def tiny_model(seed=0, proprio=True):

@@ -126,7 +126,6 @@ class OpenVLAOFTPolicy(PolicyAdapter):
         )
         self.model.requires_grad_(False)
         self.model.gradient_checkpointing = gradient_checkpointing
-        self.lora = lora
         if adapter is not None:
             self.needs_scale_head &= not load_lora(self.model, adapter)
         elif lora is not None:

@@ -22,6 +22,7 @@ from lightning_ript.hub import local_folder
 from lightning_ript.policies.openvla_oft.checkpoint import check_weights
 from lightning_ript.policies.openvla_oft.files import bare, check_fit, opened, read_pickle, shapes
 from lightning_ript.policies.openvla_oft.model import OpenVLAOFT
+from lightning_ript.sharding import whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -182,7 +183,8 @@ def load_lora(model: OpenVLAOFT, place: str | Path) -> bool:
             own[name].copy_(contents.get_tensor(name))
     scaling = sizes.alpha / sizes.r
     for layer, _, _ in _lora_layers(model):
-        _module(model, layer).scaling[ADAPTER] = scaling
+        adapted: Any = model.base.get_submodule(layer)
+        adapted.scaling[ADAPTER] = scaling
     config = _peft_config(model)
     config.lora_alpha = sizes.alpha
     for module, weights in headers:
@@ -206,9 +208,11 @@ def save_lora(model: OpenVLAOFT, folder: str | Path, base: str = "", write: bool
     """
     if not has_lora(model):
         raise ValueError("The model has no adapter that could be saved")
-    weights = {name: _whole(p) for name, p in lora_parameters(model).items()}
+    weights = {
+        name: whole(p.detach()).cpu().contiguous() for name, p in lora_parameters(model).items()
+    }
     heads = {
-        name: {key: _whole(value) for key, value in module.named_parameters()}
+        name: {key: whole(p.detach()).cpu().contiguous() for key, p in module.named_parameters()}
         for name, module in _heads(model).items()
     }
     if not write:
@@ -250,12 +254,6 @@ def _config(model: OpenVLAOFT, base: str) -> dict[str, Any]:
     }
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    gather = getattr(tensor, "full_tensor", None)
-    return (tensor if gather is None else gather()).cpu().contiguous()
-
-
 def _heads(model: OpenVLAOFT) -> dict[str, nn.Module]:
     return {"action_header": model.action_head, "scale_header": model.scale_head}
 
@@ -282,10 +280,6 @@ def _lora_layers(model: OpenVLAOFT) -> Iterator[tuple[str, str, nn.Parameter]]:
         for end, matrix in ends.items():
             if name.endswith(end):
                 yield name.removesuffix(end), matrix, parameter
-
-
-def _module(model: OpenVLAOFT, layer: str) -> Any:
-    return model.base.get_submodule(layer)
 
 
 def _peft_config(model: OpenVLAOFT) -> Any:
