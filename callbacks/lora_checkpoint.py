@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_ript.policies.openvla_oft.adapter import OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy
 from lightning_ript.policies.openvla_oft.lora import save_lora
 from lightning_ript.run_directory import adapter_path
 
@@ -38,10 +38,10 @@ class LoRACheckpoint(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a policy without an adapter."""
         policy = pl_module.policy
-        if not isinstance(policy, OpenVLAOFTPolicy) or not policy.has_adapter:
+        if not isinstance(policy, OpenVLAPolicy) or not policy.has_adapter:
             raise TypeError(
                 "LoRACheckpoint saves a LoRA adapter, but the policy has none: set "
-                "model.policy to OpenVLAOFTPolicy with lora, or leave the callback out."
+                "model.policy to a policy of openvla_oft with lora, or leave the callback out."
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,7 +61,7 @@ class LoRACheckpoint(Callback):
             self._save(trainer, pl_module, f"iteration_{iteration:03d}")
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
-        policy: OpenVLAOFTPolicy = pl_module.policy  # type: ignore[assignment]
+        policy: OpenVLAPolicy = pl_module.policy  # type: ignore[assignment]
         folder = adapter_path(trainer.default_root_dir, name)
         # Every rank calls it: where weights lie in shards, each has to give its own.
         save_lora(policy.model, folder, policy.checkpoint, write=trainer.is_global_zero)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.policies.openvla_oft import laplace
-from lightning_ript.policies.openvla_oft.adapter import STATE, OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.adapter import STATE
 from lightning_ript.policies.openvla_oft.checkpoint import (
     assign,
     load_scale_head,
     save_scale_head,
 )
 from lightning_ript.policies.openvla_oft.config import CHUNK
+from lightning_ript.policies.openvla_oft.continuous import OpenVLAOFTPolicy
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
 from lightning_ript.progress import progress_bar
 from lightning_ript.run_directory import scale_head_path
@@ -106,6 +107,7 @@ class ScaleHeadPretraining(Callback):
                 # Rank zero's: where ranks were not seeded alike, the others' batches differ.
                 value = trainer.strategy.broadcast(trained.detach().cpu())
                 mine.copy_(sharded_like(value, mine))
+        policy.needs_scale_head = False
         rank_zero_info(f"The scale head is in {path}")
 
     def _path(self, trainer: L.Trainer) -> Any:

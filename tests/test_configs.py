@@ -33,7 +33,7 @@ COMMANDS = [
     *[
         ("fit", ["openvla_oft/ript", f"openvla_oft/{suite}", *more])
         for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-        for more in ([], ["openvla_oft/scale_head"])
+        for more in ([], ["openvla_oft/scale_head"], ["openvla_oft/tokens"])
     ],
     *[
         ("fit", [*below, f"trainers/{name}"])

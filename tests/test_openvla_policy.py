@@ -75,6 +75,16 @@ def test_only_what_learns_and_the_scale_head_is_saved(folder):
     assert not any("scale_head" in name for name in trained)
 
 
+def test_learning_without_a_trained_scale_head_is_refused(folder):
+    policy = OpenVLAOFTPolicy(str(folder), tiny.UNNORM_KEY, lora=None, precision="float32")
+    with pytest.raises(ValueError, match="no trained scale head"):
+        policy.check_ready()
+    make(folder).check_ready()
+    # A checkpoint of the run brings it along.
+    policy.load_state_dict(make(folder, lora=None).state_dict())
+    policy.check_ready()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

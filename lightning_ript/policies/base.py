@@ -46,6 +46,13 @@ class PolicyAdapter(nn.Module, ABC):
         The place to refuse instructions that cannot be encoded.
         """
 
+    def check_ready(self) -> None:
+        """Refuses to learn with something missing; asked when a fit starts, before any rollout.
+
+        Raises:
+            ValueError: Something is missing; says how to get it.
+        """
+
     @abstractmethod
     def act(
         self, observations: Sequence[Observation], tasks: Sequence[Task], noise: Tensor | None

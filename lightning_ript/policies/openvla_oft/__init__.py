@@ -1,5 +1,6 @@
-"""OpenVLA-OFT: a 7 B vision-language model that predicts chunks of continuous actions."""
+"""OpenVLA-OFT: a 7 B vision-language model that says chunks of actions, continuous or as tokens."""
 
-from lightning_ript.policies.openvla_oft.adapter import OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.continuous import OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.discrete import OpenVLATokenPolicy
 
-__all__ = ["OpenVLAOFTPolicy"]
+__all__ = ["OpenVLAOFTPolicy", "OpenVLATokenPolicy"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,12 @@ from lightning_ript.policies.openvla_oft.files import (
     shards,
 )
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
-from lightning_ript.policies.openvla_oft.model import OpenVLABase, OpenVLAOFT
+from lightning_ript.policies.openvla_oft.model import (
+    OpenVLA,
+    OpenVLABase,
+    OpenVLAOFT,
+    OpenVLATokens,
+)
 from lightning_ript.policies.openvla_oft.quantization import (
     Quantization,
     Quantizer,
@@ -40,6 +46,10 @@ ACTION_HEAD = "action_head--*checkpoint.pt"
 PROPRIO_PROJECTOR = "proprio_projector--*checkpoint.pt"
 # Older transformers stored what every Llama computes for itself.
 COMPUTED = "rotary_emb.inv_freq"
+
+Model = TypeVar("Model", bound=OpenVLA)
+Part = tuple[nn.Module, dict[str, Tensor], Path]
+"""A module, its weights and the file that holds them."""
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +88,48 @@ def load_openvla(
             or of another shape (with both shapes).
         ModuleNotFoundError: timm, or bitsandbytes if it is asked for, is not installed.
     """
+
+    def heads(model: OpenVLAOFT, folder: Path) -> list[Part]:
+        path = only(folder, ACTION_HEAD, "action head")
+        parts: list[Part] = [(model.action_head, bare(read_pickle(path)), path)]
+        if scale_head is None:
+            log.info("no scale head is given: a fresh one gives actions their density")
+            fresh = LaplaceScaleHead(model.config.text.hidden_size)
+            model.scale_head = fresh.to(device, head_dtype)
+            return parts
+        path = local_file(scale_head)
+        return [*parts, (model.scale_head, scale_weights(read_pickle(path), path), path)]
+
+    return _load(OpenVLAOFT, place, heads, device, dtype, head_dtype, quantization, proprio)
+
+
+def load_openvla_tokens(
+    place: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    head_dtype: torch.dtype = torch.float32,
+    quantization: Quantization | None = None,
+    proprio: bool = False,
+) -> OpenVLATokens:
+    """As `load_openvla`, a directory without an action head: it says actions as tokens."""
+
+    def heads(model: OpenVLATokens, folder: Path) -> list[Part]:
+        return []
+
+    return _load(OpenVLATokens, place, heads, device, dtype, head_dtype, quantization, proprio)
+
+
+def _load(
+    kind: type[Model],
+    place: str | Path,
+    heads: Callable[[Model, Path], list[Part]],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dtype: torch.dtype,
+    quantization: Quantization | None,
+    proprio: bool,
+) -> Model:
     device = torch.device(device)
     if quantization is not None:
         check_quantization(quantization, device)
@@ -85,23 +137,15 @@ def load_openvla(
     paths = shards(folder)
     config = OpenVLAConfig.from_json(folder / "config.json")
     with torch.device("meta"):
-        model = OpenVLAOFT(config, proprio)
+        model = kind(config, proprio)
     expected = {name: tuple(value.shape) for name, value in model.base.state_dict().items()}
     found = shapes(paths)
     check_fit(expected, {ours(n): s for n, s in found.items() if not n.endswith(COMPUTED)}, folder)
 
-    parts: list[tuple[nn.Module, dict[str, Tensor], Path]] = []
-    path = only(folder, ACTION_HEAD, "action head")
-    parts.append((model.action_head, bare(read_pickle(path)), path))
+    parts = heads(model, folder)
     if model.proprio_projector is not None:
         path = only(folder, PROPRIO_PROJECTOR, "proprio projector")
         parts.append((model.proprio_projector, bare(read_pickle(path)), path))
-    if scale_head is None:
-        log.info("no scale head is given: a fresh one gives actions their density")
-        model.scale_head = LaplaceScaleHead(config.text.hidden_size).to(device, head_dtype)
-    else:
-        path = local_file(scale_head)
-        parts.append((model.scale_head, scale_weights(read_pickle(path), path), path))
     for module, weights, path in parts:
         check_weights(module, weights, path)
 

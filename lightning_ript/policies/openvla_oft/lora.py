@@ -1,7 +1,7 @@
 """Low-rank adapters of the base, as PEFT has them and RIPT-VLA publishes them.
 
 A folder holds adapter_config.json, adapter_model.safetensors and, with the heads that were trained
-along, openvla_headers.pt. The adapter's layers are put into `OpenVLAOFT.base` itself, without
+along, openvla_headers.pt. The adapter's layers are put into `OpenVLA.base` itself, without
 PEFT's wrapper, so the model stays what it is.
 """
 
@@ -21,7 +21,8 @@ from lightning_ript.files import replacing
 from lightning_ript.hub import local_folder
 from lightning_ript.policies.openvla_oft.checkpoint import check_weights
 from lightning_ript.policies.openvla_oft.files import bare, check_fit, opened, read_pickle, shapes
-from lightning_ript.policies.openvla_oft.model import OpenVLAOFT
+from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
+from lightning_ript.policies.openvla_oft.model import OpenVLA, OpenVLAOFT
 from lightning_ript.sharding import whole
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ WEIGHTS = "adapter_model.safetensors"
 HEADERS = "openvla_headers.pt"
 ADAPTER = "default"
 PREFIX = "base_model.model."
-# All linear layers, and the patch embeddings' convolutions, which are called proj too. The
-# published adapters also cover lm_head, which has no part in continuous actions.
+# All linear layers, and the patch embeddings' convolutions, which are called proj too; as the
+# published adapters, also lm_head, which has a part in actions only if they are tokens.
 TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
     *("qkv", "q", "kv", "proj", "fc1", "fc2", "fc3"),
@@ -119,7 +120,7 @@ class LoraSizes:
         )
 
 
-def add_lora(model: OpenVLAOFT, sizes: LoraSizes | None = None) -> None:
+def add_lora(model: OpenVLA, sizes: LoraSizes | None = None) -> None:
     """Puts a fresh adapter into the base: the only weights there that are trained.
 
     At first it changes nothing.
@@ -139,12 +140,12 @@ def add_lora(model: OpenVLAOFT, sizes: LoraSizes | None = None) -> None:
         parameter.data = parameter.data.float()
 
 
-def has_lora(model: OpenVLAOFT) -> bool:
+def has_lora(model: OpenVLA) -> bool:
     """Whether the base has an adapter."""
     return any(True for _ in _lora_layers(model))
 
 
-def lora_parameters(model: OpenVLAOFT) -> dict[str, nn.Parameter]:
+def lora_parameters(model: OpenVLA) -> dict[str, nn.Parameter]:
     """The adapter's weights by their names in PEFT's files."""
     return {
         f"{PREFIX}{layer}.{matrix}.weight": parameter
@@ -152,7 +153,7 @@ def lora_parameters(model: OpenVLAOFT) -> dict[str, nn.Parameter]:
     }
 
 
-def load_lora(model: OpenVLAOFT, place: str | Path) -> bool:
+def load_lora(model: OpenVLA, place: str | Path) -> bool:
     """Loads a published adapter and, where the folder has them, its heads.
 
     Args:
@@ -189,11 +190,11 @@ def load_lora(model: OpenVLAOFT, place: str | Path) -> bool:
     config.lora_alpha = sizes.alpha
     for module, weights in headers:
         module.load_state_dict(weights)
-    return any(module is model.scale_head for module, _ in headers)
+    return any(isinstance(module, LaplaceScaleHead) for module, _ in headers)
 
 
-def save_lora(model: OpenVLAOFT, folder: str | Path, base: str = "", write: bool = True) -> None:
-    """Writes the adapter and both heads, as the published ones are.
+def save_lora(model: OpenVLA, folder: str | Path, base: str = "", write: bool = True) -> None:
+    """Writes the adapter and the heads, if the model has some, as the published ones are.
 
     Sharded weights are gathered, so all ranks have to call this.
 
@@ -222,13 +223,14 @@ def save_lora(model: OpenVLAOFT, folder: str | Path, base: str = "", write: bool
     folder = Path(folder)
     with replacing(folder / WEIGHTS) as temporary:
         save_file(weights, temporary, {"format": "pt"})
-    with replacing(folder / HEADERS) as temporary:
-        torch.save(heads, temporary)
+    if heads:
+        with replacing(folder / HEADERS) as temporary:
+            torch.save(heads, temporary)
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(_config(model, base), indent=2))
 
 
-def _config(model: OpenVLAOFT, base: str) -> dict[str, Any]:
+def _config(model: OpenVLA, base: str) -> dict[str, Any]:
     """What adapter_config.json says.
 
     Only what every version of PEFT knows: the one that the published adapters were made with
@@ -254,12 +256,16 @@ def _config(model: OpenVLAOFT, base: str) -> dict[str, Any]:
     }
 
 
-def _heads(model: OpenVLAOFT) -> dict[str, nn.Module]:
+def _heads(model: OpenVLA) -> dict[str, nn.Module]:
+    if not isinstance(model, OpenVLAOFT):
+        return {}
     return {"action_header": model.action_head, "scale_header": model.scale_head}
 
 
-def _read_headers(model: OpenVLAOFT, folder: Path) -> list[tuple[nn.Module, dict[str, Tensor]]]:
+def _read_headers(model: OpenVLA, folder: Path) -> list[tuple[nn.Module, dict[str, Tensor]]]:
     path = folder / HEADERS
+    if not _heads(model):
+        return []
     if not path.is_file():
         log.info("%s has no %s: the heads stay as they are", folder, HEADERS)
         return []
@@ -273,7 +279,7 @@ def _read_headers(model: OpenVLAOFT, folder: Path) -> list[tuple[nn.Module, dict
     return found
 
 
-def _lora_layers(model: OpenVLAOFT) -> Iterator[tuple[str, str, nn.Parameter]]:
+def _lora_layers(model: OpenVLA) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Name of the layer in the base, "lora_A" or "lora_B", and the weight."""
     ends = {f".{matrix}.{ADAPTER}.weight": matrix for matrix in ("lora_A", "lora_B")}
     for name, parameter in model.base.named_parameters():
@@ -282,6 +288,6 @@ def _lora_layers(model: OpenVLAOFT) -> Iterator[tuple[str, str, nn.Parameter]]:
                 yield name.removesuffix(end), matrix, parameter
 
 
-def _peft_config(model: OpenVLAOFT) -> Any:
+def _peft_config(model: OpenVLA) -> Any:
     configs: Any = model.base.peft_config
     return configs[ADAPTER]

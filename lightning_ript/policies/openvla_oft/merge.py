@@ -67,7 +67,8 @@ def merge_lora(
     sizes = LoraSizes.from_json(lora / CONFIG)
     layers = _layers(shapes([lora / WEIGHTS]), shapes(paths), sizes.r, lora / WEIGHTS)
     headers = read_pickle(lora / HEADERS) if (lora / HEADERS).is_file() else {}
-    head = only(source, ACTION_HEAD, "action head")
+    trained = headers.get("action_header")
+    head = None if trained is None else only(source, ACTION_HEAD, "action head")
 
     folder.mkdir(parents=True, exist_ok=True)
     places: dict[str, str] = {}
@@ -85,8 +86,8 @@ def merge_lora(
         for path in source.glob(pattern):
             if path.suffix != ".safetensors" and path.name != INDEX:
                 shutil.copy(path, folder)
-    if "action_header" in headers:
-        weights = {f"module.{name}": value for name, value in headers["action_header"].items()}
+    if trained is not None and head is not None:
+        weights = {f"module.{name}": value for name, value in trained.items()}
         torch.save(weights, folder / head.name)
     if "scale_header" in headers:
         parts: dict[str, dict[str, Tensor]] = {"scale_trunk": {}, "log_b_head": {}}

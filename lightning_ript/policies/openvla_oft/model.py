@@ -1,4 +1,8 @@
-"""OpenVLA-OFT (Kim, Finn, Liang 2025, arXiv 2502.19645) with RIPT-VLA's Laplace scale head."""
+"""OpenVLA-OFT (Kim, Finn, Liang 2025, arXiv 2502.19645), which says eight actions at once.
+
+Two kinds, by what reads the hidden states: `OpenVLAOFT` has an action head and RIPT-VLA's Laplace
+scale head, `OpenVLATokens` the language model's own head, over the tokens that are action bins.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ript.policies.openvla_oft.attention import Prefix, run_layers
-from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CHUNK, OpenVLAConfig
+from lightning_ript.policies.openvla_oft.config import ACTION_DIM, BINS, CHUNK, OpenVLAConfig
 from lightning_ript.policies.openvla_oft.heads import (
     ActionHead,
     LaplaceScaleHead,
@@ -51,8 +55,8 @@ class OpenVLABase(nn.Module):
         self.language_model = LlamaForCausalLM(config.text.llama())
 
 
-class OpenVLAOFT(nn.Module):
-    """The whole policy: the adaptable base, and around it what is published in files of its own.
+class OpenVLA(nn.Module):
+    """What both kinds share: the adaptable base, and the projector of proprioception.
 
     D is the language model's width, L the length of the longest prompt.
 
@@ -72,18 +76,16 @@ class OpenVLAOFT(nn.Module):
         self.gradient_checkpointing = False
         self.base = OpenVLABase(config)
         self.proprio_projector = ProprioProjector(dim) if proprio else None
-        self.action_head = ActionHead(dim)
-        self.scale_head = LaplaceScaleHead(dim)
 
-    def forward(
+    def hidden(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         pixel_values: Tensor,
         proprio: Tensor | None,
         forward: Forward = "prefix_cache",
-    ) -> Prediction:
-        """Predicts the next eight actions and how much they spread.
+    ) -> Tensor:
+        """Reads images, state and prompt.
 
         Args:
             input_ids: Prompts, (B, L) long, each beginning with BOS.
@@ -95,25 +97,25 @@ class OpenVLAOFT(nn.Module):
                 its own and without gradient, and what remains attends to it and to itself.
 
         Returns:
-            The prediction, in float32.
+            Hidden states of the prompt's last token, the 56 actions and the stop token, (B, 58, D).
+            The base was trained to predict the next token, and its action tokens with it: what is
+            said of an action is found one place before it.
         """
         if forward not in get_args(Forward):
             raise ValueError(f"forward must be one of {get_args(Forward)}, but is {forward!r}")
         if forward == "single_pass":
             prompt = self._prompt(input_ids, attention_mask, pixel_values, proprio)
-            hidden = self._single_pass(input_ids, attention_mask, prompt)
-        else:
-            with torch.no_grad():
-                prompt = self._prompt(input_ids, attention_mask, pixel_values, proprio)
-            hidden = self._prefix_cache(input_ids, attention_mask, prompt)
-        return self._heads(hidden)
+            return self._single_pass(input_ids, attention_mask, prompt)
+        with torch.no_grad():
+            prompt = self._prompt(input_ids, attention_mask, pixel_values, proprio)
+        return self._prefix_cache(input_ids, attention_mask, prompt)
 
     def unused(self, forward: Forward) -> tuple[str, ...]:
         """What the names of parameters begin with that a forward pass gives no gradient.
 
         DDP waits for a gradient of every parameter that wants one.
         """
-        names = ["base.language_model.lm_head."]
+        names = []
         if forward == "prefix_cache":
             names += ["base.vision_backbone.", "base.projector.", "proprio_projector."]
         for encoder in ("featurizer", "fused_featurizer"):
@@ -191,18 +193,6 @@ class OpenVLAOFT(nn.Module):
         attend = keys[:, None].expand(-1, rest.shape[1], -1)
         return self._run(rest, attend, positions[:, size:], prefix)
 
-    def _heads(self, hidden: Tensor) -> Prediction:
-        """Applies the heads to the hidden states of `_rest`, (B, 58, D).
-
-        The base model was trained to predict the next token, and its action tokens with it: what is
-        said of an action is found one place before it, from the prompt's last token on.
-        """
-        count = CHUNK * ACTION_DIM
-        features = hidden[:, :count].reshape(len(hidden), CHUNK, -1)
-        mean = self.action_head(features.to(self.action_head.model.fc1.weight.dtype))
-        log_scale = self.scale_head(features.to(self.scale_head.log_b_head.weight.dtype))
-        return Prediction(mean.float(), log_scale.float(), features)
-
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.base.language_model.model.embed_tokens(tokens)
 
@@ -218,6 +208,62 @@ class OpenVLAOFT(nn.Module):
             # Whether it is in training mode tells nothing: RIPT learns in eval mode.
             self.gradient_checkpointing,
         )
+
+
+class OpenVLAOFT(OpenVLA):
+    """Continuous actions: a Laplace with the action head's mean and the scale head's scale.
+
+    Args:
+        config: Sizes.
+        proprio: Whether the model was trained with proprioception.
+    """
+
+    def __init__(self, config: OpenVLAConfig, proprio: bool = True) -> None:
+        super().__init__(config, proprio)
+        dim = config.text.hidden_size
+        self.action_head = ActionHead(dim)
+        self.scale_head = LaplaceScaleHead(dim)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        proprio: Tensor | None,
+        forward: Forward = "prefix_cache",
+    ) -> Prediction:
+        """Predicts the next eight actions and how much they spread, from what `hidden` takes."""
+        hidden = self.hidden(input_ids, attention_mask, pixel_values, proprio, forward)
+        features = hidden[:, : CHUNK * ACTION_DIM].reshape(len(hidden), CHUNK, -1)
+        mean = self.action_head(features.to(self.action_head.model.fc1.weight.dtype))
+        log_scale = self.scale_head(features.to(self.scale_head.log_b_head.weight.dtype))
+        return Prediction(mean.float(), log_scale.float(), features)
+
+    def unused(self, forward: Forward) -> tuple[str, ...]:
+        """Beside what both kinds leave unused, the language model's head."""
+        return (*super().unused(forward), "base.language_model.lm_head.")
+
+
+class OpenVLATokens(OpenVLA):
+    """Discrete actions: each dimension of each action is a token of the language model."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        proprio: Tensor | None,
+        forward: Forward = "single_pass",
+    ) -> Tensor:
+        """Logits of the action bins, (B, 56, 256) float32, from what `hidden` takes.
+
+        Bins are the last tokens before the vocabulary's padding, from the last one on: bin k is
+        token 31999 - k.
+        """
+        hidden = self.hidden(input_ids, attention_mask, pixel_values, proprio, forward)
+        end = self.config.text.vocab_size - self.config.pad_to_multiple_of
+        logits = self.base.language_model.lm_head(hidden[:, : CHUNK * ACTION_DIM])
+        return logits[..., end - BINS : end].float().flip(-1)
 
 
 def _check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:

@@ -1,0 +1,129 @@
+"""OpenVLA-OFT with continuous actions, to which a Laplace distribution gives a density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.policies.openvla_oft import laplace
+from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy, check_choice
+from lightning_ript.policies.openvla_oft.checkpoint import load_openvla
+from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CHUNK
+from lightning_ript.policies.openvla_oft.laplace import Aggregation
+from lightning_ript.policies.openvla_oft.model import OpenVLAOFT, Prediction
+
+
+class OpenVLAOFTPolicy(OpenVLAPolicy):
+    """OpenVLA-OFT with a Laplace density; LoRA and action head learn, all else stays as it is.
+
+    Args:
+        checkpoint: A published directory, here or on the hub (`hf://owner/repo`).
+        statistics: The data set of the checkpoint whose statistics map states and actions: a
+            suite's name will do.
+        scale_head: RIPT-VLA's scale head, a file here or on the hub; None for a fresh one, which
+            wants the callback `ScaleHeadPretraining`.
+        sampling_scale: Samples from so many times the Laplace's scale (RIPT-VLA: 5, Spatial 2).
+        score: Which density a sampled action's log-probability is of: `full`, the head's own, as
+            the reference has it; or `sampled`, the one that it was drawn from.
+        aggregation: A token per action of a chunk, the `sum` or `mean` over its dimensions, or a
+            token `per_dimension`.
+        head_lr: Learning rate of the action head; by default the optimizer's.
+        **settings: Of `OpenVLAPolicy`.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: A setting is out of range, or a file does not fit.
+        ModuleNotFoundError: A library that only this policy needs is not installed.
+    """
+
+    entries = (*PolicyAdapter.entries, "demonstrated")
+    model: OpenVLAOFT
+
+    def __init__(
+        self,
+        checkpoint: str,
+        statistics: str,
+        scale_head: str | None = None,
+        sampling_scale: float = 5.0,
+        score: Literal["full", "sampled"] = "full",
+        aggregation: Aggregation = "sum",
+        head_lr: float | None = None,
+        **settings: Any,
+    ) -> None:
+        if not 0 < sampling_scale < math.inf:
+            raise ValueError(f"sampling_scale is {sampling_scale}; it must be above 0")
+        check_choice("score", score, ("full", "sampled"))
+        check_choice("aggregation", aggregation, get_args(Aggregation))
+        load = partial(load_openvla, scale_head=scale_head)
+        super().__init__(load, checkpoint, statistics, **settings)
+        self.sampling_scale = sampling_scale
+        self.score = score
+        self.aggregation = aggregation
+        self.head_lr = head_lr
+        self.noise_shape = (CHUNK, ACTION_DIM)
+        self.model.action_head.requires_grad_(True)
+        self.needs_scale_head = scale_head is None and not self.adapter_has_scale
+        self.model.scale_head.register_load_state_dict_post_hook(self._scale_head_loaded)
+
+    def check_ready(self) -> None:
+        """Refuses to explore with the density of an untrained head.
+
+        Raises:
+            ValueError: The scale head is fresh.
+        """
+        if self.needs_scale_head:
+            raise ValueError(
+                "The policy has no trained scale head: name one (model.policy.scale_head), "
+                "or train one first (configs/openvla_oft/scale_head.yaml)."
+            )
+
+    @torch.no_grad()
+    def demonstrated(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """What the scale head sees of demonstrated steps, and how far the mean is from them.
+
+        Args:
+            batch: Of `DemonstrationDataModule`, with blocks of 8 actions and `STATE` as its
+                proprioception.
+
+        Returns:
+            Features (B, 8, 7 D), and absolute errors of the normalized actions (B, 8, 7) float32.
+        """
+        prediction = self.predict(self.demonstrated_record(batch))
+        targets = self.statistics.target_actions(batch["actions"].double()).to(prediction.mean)
+        return prediction.features, (targets - prediction.mean).abs()
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """LoRA and action head, each clipped on its own and with its own learning rate."""
+        head = list(self.model.action_head.parameters())
+        rate = {} if self.head_lr is None else {"lr": self.head_lr}
+        return [*super().parameter_groups(), {"params": head, "name": "action_head", **rate}]
+
+    def _choose(self, prediction: Prediction, noise: Tensor | None) -> Tensor:
+        """Normalized actions (B, 8, 7)."""
+        if noise is None:
+            return prediction.mean
+        log_scale = laplace.clip_log_scale(prediction.log_scale)
+        mean = prediction.mean
+        return laplace.sample(mean, log_scale, noise.to(mean), self.sampling_scale)
+
+    def _normalized(self, actions: Tensor) -> Tensor:
+        return actions
+
+    def _score(self, prediction: Prediction, actions: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = laplace.clip_log_scale(prediction.log_scale)
+        if self.score == "sampled":
+            log_scale = log_scale + math.log(self.sampling_scale)
+        log_probs = laplace.log_prob(actions, prediction.mean, log_scale)
+        return (
+            laplace.aggregate(log_probs, self.aggregation),
+            laplace.aggregate(laplace.entropy(log_scale), self.aggregation),
+        )
+
+    def _scale_head_loaded(self, *_: object) -> None:
+        self.needs_scale_head = False
