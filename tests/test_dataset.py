@@ -10,7 +10,7 @@ import pytest
 from test_supervised import LENGTHS, TASK, TINY, data, write_demonstrations
 
 from lightning_ript.demos.datamodule import DemonstrationDataModule
-from lightning_ript.demos.dataset import OpenFiles
+from lightning_ript.demos.dataset import OpenFiles, busy_steps
 from lightning_ript.demos.few_shot import few_shot
 from lightning_ript.demos.find_files import find_files
 from lightning_ript.demos.supervised import SupervisedFineTuning
@@ -145,6 +145,27 @@ def test_arrays_of_another_length_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has 24 steps of obs/ee_pos in data/demo_1, but 25 act"):
         data(file)
     assert len(data(file, only_actions=True).training) == 45
+
+
+def test_idle_steps_are_left_out(tmp_path):
+    file = write_demonstrations(tmp_path / "mine_demo.hdf5", lengths=(6, 6))
+    with h5py.File(file, "a") as opened:
+        actions = opened["data/demo_0/actions"]
+        actions[:, :6] = [[0], [0.5], [0], [0], [4e-5], [0.1]]
+        # Nothing yet, moves, rests, closes the gripper, rests (by rounding), moves.
+        actions[:, 6] = [-1, -1, -1, 1, 1, 1]
+    assert busy_steps(np.zeros((3, 7))).tolist() == []
+    everything = data(file).training
+    for in_memory in (False, True):
+        found = data(file, skip_idle=True, in_memory=in_memory, block_size=2).training
+        assert found.trajectories[0].steps.tolist() == [1, 3, 5]
+        assert len(found) == 3
+        assert found[1]["actions"][:, 0] == pytest.approx([0, 0.1])
+        assert found[2]["actions"][:, 0] == pytest.approx([0.1, 0.1])
+        for index, step in enumerate((1, 3, 5)):
+            for kind in ("images", "lowdim"):
+                for name, value in found[index][kind].items():
+                    assert np.array_equal(value, everything[step][kind][name])
 
 
 def test_what_is_kept_in_memory(tmp_path):

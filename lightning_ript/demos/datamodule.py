@@ -42,6 +42,8 @@ class DemonstrationDataModule(L.LightningDataModule):
         only_actions: Read actions alone, which is all that the autoencoder needs.
         lowdim: Proprioception to read, by the names in the files; by default what QueST knows of
             the robot. OpenVLA-OFT wants `[ee_pos, ee_ori, gripper_states]`.
+        skip_idle: Leave out the steps in which neither arm nor gripper does anything, as the data
+            of OpenVLA-OFT does.
         in_memory: Read pictures once, too; a LIBERO task of 50 demonstrations takes about 0.7 GB.
         num_workers: Processes that read beside the trainer's.
     """
@@ -57,6 +59,7 @@ class DemonstrationDataModule(L.LightningDataModule):
         block_size: int = 32,
         only_actions: bool = False,
         lowdim: Sequence[str] = tuple(LOWDIM),
+        skip_idle: bool = False,
         in_memory: bool = False,
         num_workers: int = 0,
     ) -> None:
@@ -83,6 +86,7 @@ class DemonstrationDataModule(L.LightningDataModule):
         self.block_size = block_size
         self.only_actions = only_actions
         self.lowdim = tuple(lowdim)
+        self.skip_idle = skip_idle
         self.in_memory = in_memory
         self.num_workers = num_workers
         self.training: DemonstrationDataset | None = None
@@ -157,6 +161,7 @@ class DemonstrationDataModule(L.LightningDataModule):
                     self.only_actions,
                     self.in_memory,
                     self.lowdim,
+                    self.skip_idle,
                 )
                 for i in chosen
             ]

@@ -19,21 +19,24 @@ from lightning_ript.demos.hdf5 import Demonstration
 from lightning_ript.policies.quest.model import CAMERAS, LOWDIM
 
 OPEN_FILES = 32  # per process
+IDLE = 1e-4  # an arm that moves less than this, of the most it can, stands still
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A demonstration of T steps, and what of it is in memory.
+    """T steps of a demonstration, and what of them is in memory.
 
     Attributes:
         demonstration: Where it lies.
         instruction: What a policy is told.
+        steps: Their numbers in the file, (T,) int64.
         arrays: `actions` (T, 7) float32; if observations are wanted, proprioception (T, width)
             float32; and if pictures are to be in memory as well, `CAMERAS` (T, H, W, 3) uint8.
     """
 
     demonstration: Demonstration
     instruction: str
+    steps: np.ndarray
     arrays: Mapping[str, np.ndarray]
 
 
@@ -44,6 +47,7 @@ def load(
     only_actions: bool = False,
     in_memory: bool = False,
     lowdim: Sequence[str] = tuple(LOWDIM),
+    skip_idle: bool = False,
 ) -> Trajectory:
     """Reads what is to be in memory, and makes sure of the rest.
 
@@ -54,6 +58,7 @@ def load(
         only_actions: Leave out observations.
         in_memory: Read the pictures, too.
         lowdim: Proprioception to read.
+        skip_idle: Leave out the steps that `busy_steps` does.
 
     Raises:
         ValueError: A dataset is missing or has another number of steps than there are actions.
@@ -68,13 +73,29 @@ def load(
             )
         return found
 
-    arrays = {"actions": np.asarray(dataset("actions"), np.float32)}
+    actions = np.asarray(dataset("actions"), np.float32)
+    steps = busy_steps(actions) if skip_idle else np.arange(len(actions))
+    arrays = {"actions": actions[steps]}
     if not only_actions:
-        arrays |= {name: np.asarray(dataset(f"obs/{name}"), np.float32) for name in lowdim}
+        arrays |= {name: np.asarray(dataset(f"obs/{name}"), np.float32)[steps] for name in lowdim}
         pictures = {name: dataset(f"obs/{name}") for name in CAMERAS}
         if in_memory:
-            arrays |= {name: found[()] for name, found in pictures.items()}
-    return Trajectory(demonstration, instruction, arrays)
+            arrays |= {name: found[()][steps] for name, found in pictures.items()}
+    return Trajectory(demonstration, instruction, steps, arrays)
+
+
+def busy_steps(actions: np.ndarray) -> np.ndarray:
+    """Numbers of the steps that do something, as OpenVLA's training data was made of.
+
+    Left out is an action (7,) that moves the arm by less than `IDLE` and leaves the gripper as the
+    last step that was kept has it.
+    """
+    kept: list[int] = []
+    for step, action in enumerate(actions):
+        still = np.linalg.norm(action[:-1]) < IDLE
+        if not still or (kept and action[-1] != actions[kept[-1]][-1]):
+            kept.append(step)
+    return np.array(kept, np.int64)
 
 
 class OpenFiles:
@@ -127,7 +148,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         self.trajectories = trajectories
         self.block_size = block_size
         self.only_actions = only_actions
-        self.ends = list(accumulate(each.demonstration.num_samples for each in trajectories))
+        self.ends = list(accumulate(len(each.steps) for each in trajectories))
         self._files = OpenFiles()
 
     def __len__(self) -> int:
@@ -136,8 +157,8 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = bisect_right(self.ends, index)
         trajectory = self.trajectories[number]
-        arrays, demonstration = trajectory.arrays, trajectory.demonstration
-        step = index - (self.ends[number] - demonstration.num_samples)
+        arrays = trajectory.arrays
+        step = index - (self.ends[number] - len(trajectory.steps))
         actions = arrays["actions"][step : step + self.block_size]
         missing = self.block_size - len(actions)
         item: dict[str, Any] = {"actions": np.pad(actions, ((0, missing), (0, 0)), mode="edge")}
@@ -153,4 +174,4 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
             return trajectory.arrays[camera][step]
         demonstration = trajectory.demonstration
         data = self._files[demonstration.file]
-        return np.asarray(data[f"{demonstration.name}/obs/{camera}"][step])
+        return np.asarray(data[f"{demonstration.name}/obs/{camera}"][trajectory.steps[step]])
