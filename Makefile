@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # The torch to install, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"; any from 2.6 on.
 TORCH ?= torch
+LOWEST ?= .venv-lowest
 SEED ?= 0
 RUN ?= runs/quickstart/seed$(SEED)
 
@@ -17,13 +18,14 @@ PRACTICE = --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(
   --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
   --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test test-lowest lint clean
 
 help:
-	@echo "make install     create $(VENV) with the package and what rendering needs"
-	@echo "make quickstart  demonstrations, SFT, RIPT and evaluation on one LIBERO task (SEED=0)"
-	@echo "make test        lint and tests"
-	@echo "make lint        ruff and mypy"
+	@echo "make install      create $(VENV) with the package and what rendering needs"
+	@echo "make quickstart   demonstrations, SFT, RIPT and evaluation on one LIBERO task (SEED=0)"
+	@echo "make test         lint and tests"
+	@echo "make test-lowest  the tests with the oldest libraries that setup.cfg allows"
+	@echo "make lint         ruff and mypy"
 
 install: $(VENV)/.installed
 
@@ -61,10 +63,17 @@ quickstart: install
 test: install lint
 	$(BIN)/pytest
 
+test-lowest: install
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	  --editable '.[dev,openvla,tensorboard,wandb]'
+	$(LOWEST)/bin/pytest
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build *.egg-info

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.policies.openvla_oft import laplace
-from lightning_ript.policies.openvla_oft.adapter import STATE
 from lightning_ript.policies.openvla_oft.checkpoint import (
     assign,
     load_scale_head,
     save_scale_head,
 )
 from lightning_ript.policies.openvla_oft.config import CHUNK
-from lightning_ript.policies.openvla_oft.continuous import OpenVLAOFTPolicy
+from lightning_ript.policies.openvla_oft.continuous import STATE, OpenVLAOFTPolicy
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
 from lightning_ript.progress import progress_bar
 from lightning_ript.run_directory import scale_head_path
@@ -82,13 +81,17 @@ class ScaleHeadPretraining(Callback):
                 f"ScaleHeadPretraining needs an OpenVLAOFTPolicy, not {type(policy).__name__}: "
                 "leave the callback out."
             )
-        if stage == "fit" and policy.needs_scale_head and not self._path(trainer).is_file():
+        if (
+            stage == "fit"
+            and not policy.model.scale_head.trained
+            and not self._path(trainer).is_file()
+        ):
             self.data.setup("fit")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Trains the head, or takes up the one that was trained before."""
         policy: OpenVLAOFTPolicy = pl_module.policy  # type: ignore[assignment]
-        if not policy.needs_scale_head:
+        if policy.model.scale_head.trained:
             return
         path = self._path(trainer)
         with gathered(policy):
@@ -100,14 +103,16 @@ class ScaleHeadPretraining(Callback):
                 if trainer.is_global_zero:
                     save_scale_head(head, path)
         trainer.strategy.barrier()
-        with torch.no_grad():
-            for mine, trained in zip(
-                policy.model.scale_head.parameters(), head.parameters(), strict=True
-            ):
-                # Rank zero's: where ranks were not seeded alike, the others' batches differ.
-                value = trainer.strategy.broadcast(trained.detach().cpu())
-                mine.copy_(sharded_like(value, mine))
-        policy.needs_scale_head = False
+        # Rank zero's: where ranks were not seeded alike, the others' batches differ.
+        weights = [trainer.strategy.broadcast(p.detach().cpu()) for p in head.parameters()]
+        for each in (policy, pl_module.reference):
+            if each is None:
+                continue
+            mine: LaplaceScaleHead = each.model.scale_head  # type: ignore[union-attr, assignment]
+            with torch.no_grad():
+                for parameter, value in zip(mine.parameters(), weights, strict=True):
+                    parameter.copy_(sharded_like(value, parameter))
+            mine.trained = True
         rank_zero_info(f"The scale head is in {path}")
 
     def _path(self, trainer: L.Trainer) -> Any:

@@ -263,6 +263,7 @@ class RolloutDataModule(L.LightningDataModule):
             return iter(())  # A finished run was started again: Lightning asks before it looks.
         if iteration == self._iteration:
             return Sealed(self._schedule)  # When it resumes a run, Lightning asks twice.
+        self.module.policy.check_ready()  # earlier, sharded weights are not yet restored
         started = time.monotonic()
         collection = self._collect(trainer, iteration)
         self._next_context = collection.next_context

@@ -163,10 +163,6 @@ class RIPTLightningModule(L.LightningModule):
         if self.critic is not None:
             shard(self.critic, mesh)
 
-    def on_fit_start(self) -> None:
-        """Lets the policy refuse, once callbacks have done what they do before a fit."""
-        self.policy.check_ready()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what the policy reads from files of its own."""
         state = checkpoint["state_dict"]

@@ -198,6 +198,28 @@ def test_shards_go_on_from_one_process(runs, published, tmp_path):
     assert_same_run(checkpoint(tmp_path), checkpoint(runs["alone"]))
 
 
+def test_learning_without_a_trained_scale_head_is_refused(published, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments(published, tmp_path, 1, fresh_head=True))
+    assert "no trained scale head" in capsys.readouterr().err
+
+
+def test_the_starting_policy_has_the_trained_scale_head(published, tmp_path):
+    """Or the divergence from it would be that of an untrained density."""
+    data = "openvla_probe.MadeUpDemonstrations"
+    more = [
+        "--trainer.callbacks+=lightning_ript.callbacks.ScaleHeadPretraining",
+        f"--trainer.callbacks.data={data}",
+        "--model.kl_coefficient=0.1",
+    ]
+    main(arguments(published, tmp_path, 1, *more, fresh_head=True))
+    state = checkpoint(tmp_path)["state_dict"]
+    heads = {n: v for n, v in state.items() if n.startswith("policy.model.scale_head.")}
+    assert heads
+    for name, value in heads.items():
+        assert torch.equal(state[name.replace("policy.", "reference.", 1)], value)
+
+
 def test_a_scale_head_is_trained_in_shards(published, tmp_path):
     data = "openvla_probe.MadeUpDemonstrations"
     more = [

@@ -1,25 +1,48 @@
 """OpenVLA-OFT with discrete action tokens."""
 
+import json
 import math
 
 import pytest
 import torch
 
+from lightning_ript.cli import main
 from lightning_ript.policies.contract import check_contract
 from lightning_ript.policies.openvla_oft.action_bins import actions_of, bins_of
-from lightning_ript.policies.openvla_oft.lora import LoraSizes, lora_parameters, save_lora
+from lightning_ript.policies.openvla_oft.checkpoint import load_openvla
+from lightning_ript.policies.openvla_oft.lora import (
+    LoraSizes,
+    add_lora,
+    lora_parameters,
+    save_lora,
+)
+from lightning_ript.policies.openvla_oft.merge import merge_lora
 from lightning_ript.policies.openvla_oft.statistics import parse_statistics
+from lightning_ript.run_directory import adapter_path
 
+load_file = pytest.importorskip("safetensors.torch").load_file
 tiny = pytest.importorskip("tiny_openvla")  # needs timm
 from test_openvla_policy import TASKS, observations  # noqa: E402
 
 from lightning_ript.policies.openvla_oft import OpenVLATokenPolicy  # noqa: E402
 
+ACTION_HEAD = "action_head--150000_checkpoint.pt"
+PROJECTOR = "proprio_projector--150000_checkpoint.pt"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """A checkpoint of the published kind: without action head and proprioception."""
     folder = tiny.write_tiny_openvla(tmp_path_factory.mktemp("tokens"))
-    (folder / "action_head--150000_checkpoint.pt").unlink()  # such a checkpoint has none
+    (folder / ACTION_HEAD).unlink()
+    (folder / PROJECTOR).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_proprio(tmp_path_factory):
+    folder = tiny.write_tiny_openvla(tmp_path_factory.mktemp("proprio"))
+    (folder / ACTION_HEAD).unlink()
     return folder
 
 
@@ -83,11 +106,16 @@ def test_sampling_follows_the_probabilities_that_are_scored(folder):
 
 
 @pytest.mark.parametrize("forward", ["prefix_cache", "single_pass"])
-@pytest.mark.parametrize(
-    "seen", [{}, {"proprio": True, "cameras": ["agentview_rgb", "eye_in_hand_rgb"]}]
-)
-def test_it_keeps_the_contract(folder, forward, seen):
-    policy = make(folder, forward=forward, temperature=1.6, executed_actions=5, **seen)
+@pytest.mark.parametrize("more", [False, True], ids=["one_camera", "two_cameras_and_proprio"])
+def test_it_keeps_the_contract(folder, with_proprio, forward, more):
+    seen = {"proprio": True, "cameras": ["agentview_rgb", "eye_in_hand_rgb"]} if more else {}
+    policy = make(
+        with_proprio if more else folder,
+        forward=forward,
+        temperature=1.6,
+        executed_actions=5,
+        **seen,
+    )
     check_contract(policy, observations(2), TASKS)
     decisions = policy.act(observations(2), TASKS, torch.rand(2, 56))
     assert decisions.actions.shape == (2, 5, 7)
@@ -116,13 +144,102 @@ def test_its_adapter_is_saved_and_loaded(folder, tmp_path):
     expected = policy.act(observations(1), TASKS[:1], torch.full((1, 56), 0.3))
     found = again.act(observations(1), TASKS[:1], torch.full((1, 56), 0.3))
     torch.testing.assert_close(found.log_probs, expected.log_probs)
+    fresh = make(folder).act(observations(1), TASKS[:1], torch.full((1, 56), 0.3))
+    assert (fresh.log_probs - expected.log_probs).abs().max() > 0.01
+
+
+def test_logits_are_precise_whatever_the_base_is(folder):
+    policy = make(folder, precision="bfloat16")
+    assert policy.dtype == torch.bfloat16
+    assert policy.model.base.language_model.lm_head.weight.dtype == torch.float32
+    check_contract(policy, observations(2), TASKS, tolerance=0.05)
+    decisions = policy.act(observations(1), TASKS[:1], None)
+    logits = policy.predict(decisions.record)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_checkpoints_of_another_kind_are_refused(folder, with_proprio, tmp_path):
+    with pytest.raises(ValueError, match="has a projector of proprioception: set proprio"):
+        make(with_proprio)
+    continuous = tiny.write_tiny_openvla(tmp_path / "continuous")
+    with pytest.raises(ValueError, match="has an action head, so its actions are not tokens"):
+        make(continuous)
+    model = load_openvla(continuous, dtype=torch.float32)
+    add_lora(model, LoraSizes(r=2, alpha=4))
+    save_lora(model, tmp_path / "lora")
+    with pytest.raises(ValueError, match=r"openvla_headers\.pt holds heads, but the model says"):
+        make(folder, adapter=str(tmp_path / "lora"))
+    config = json.loads((continuous / "config.json").read_text())
+    (continuous / ACTION_HEAD).unlink()
+    (continuous / PROJECTOR).unlink()
+    (continuous / "config.json").write_text(json.dumps({**config, "n_action_bins": 128}))
+    with pytest.raises(ValueError, match="n_action_bins is 128, not 256"):
+        make(continuous)
+
+
+def test_without_an_adapter_it_acts_but_does_not_learn(folder):
+    policy = make(folder, lora=None)
+    assert policy.act(observations(1), TASKS[:1], None).actions.shape == (1, 8, 7)
+    with pytest.raises(ValueError, match="only a LoRA learns"):
+        policy.check_ready()
+    make(folder).check_ready()
+
+
+def test_its_adapter_merges_into_a_base_without_action_head(folder, tmp_path):
+    policy = make(folder)
+    with torch.no_grad():
+        for parameter in lora_parameters(policy.model).values():
+            parameter.normal_(std=0.1)
+    save_lora(policy.model, tmp_path / "lora", str(folder))
+    merge_lora(folder, tmp_path / "lora", tmp_path / "merged", torch.float32)
+    expected = policy.act(observations(1), TASKS[:1], None)
+    found = make(tmp_path / "merged", lora=None).act(observations(1), TASKS[:1], None)
+    torch.testing.assert_close(found.log_probs, expected.log_probs, atol=1e-4, rtol=1e-4)
+
+
+def test_ript_from_the_command_line(folder, tmp_path):
+    arguments = [
+        "fit",
+        "--config=configs/openvla_oft/ript.yaml",
+        "--config=configs/openvla_oft/tokens.yaml",
+        "--seed_everything=0",
+        f"--run_dir={tmp_path}",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        f"--model.policy.checkpoint={folder}",
+        f"--model.policy.statistics={tiny.UNNORM_KEY}",
+        "--model.policy.lora={r: 2, alpha: 4}",
+        "--model.policy.precision=float32",
+        "--model.optimizer.lr=0.01",
+        "--data.environment=openvla_probe.ReachSpec",
+        "--data.rollouts_per_context=4",
+        "--data.groups_per_iteration=2",
+        "--data.num_workers=0",
+        "--data.eval_states_per_task=2",
+    ]
+    main([*arguments, "--trainer.max_epochs=1"])
+    main([*arguments, "--trainer.max_epochs=2"])  # the same command, longer
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [entry["iteration"] for entry in history] == [1, 2]
+    for entry in history:
+        assert entry["metrics"]["train/ratio"] == pytest.approx(1, abs=1e-3)  # one pass, one step
+        assert entry["metrics"]["train/grad_norm"] > 0
+    adapters = [
+        load_file(adapter_path(tmp_path, f"iteration_00{i}") / "adapter_model.safetensors")
+        for i in (1, 2)
+    ]
+    changed = [
+        name for name in adapters[0] if not torch.equal(adapters[0][name], adapters[1][name])
+    ]
+    assert any("lm_head.lora_B" in name for name in changed)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"temperature": 0.0}, "temperature is 0"),
-        ({"lora": None}, "only a LoRA learns"),
         ({"forward": "both"}, "forward is 'both'"),
     ],
 )

@@ -47,7 +47,7 @@ class PolicyAdapter(nn.Module, ABC):
         """
 
     def check_ready(self) -> None:
-        """Refuses to learn with something missing; asked when a fit starts, before any rollout.
+        """Refuses to learn with something missing; asked before the first rollout of a fit.
 
         Raises:
             ValueError: Something is missing; says how to get it.

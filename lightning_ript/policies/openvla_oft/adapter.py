@@ -14,12 +14,7 @@ from lightning_ript.hub import local_folder
 from lightning_ript.policies.base import Decisions, PolicyAdapter
 from lightning_ript.policies.openvla_oft.checkpoint import PATTERNS
 from lightning_ript.policies.openvla_oft.config import CHUNK
-from lightning_ript.policies.openvla_oft.images import (
-    CAMERAS,
-    crops,
-    observation_crops,
-    pixel_values,
-)
+from lightning_ript.policies.openvla_oft.images import CAMERAS, observation_crops, pixel_values
 from lightning_ript.policies.openvla_oft.lora import LoraSizes, add_lora, has_lora, load_lora
 from lightning_ript.policies.openvla_oft.model import Forward, OpenVLA
 from lightning_ript.policies.openvla_oft.prompt import PromptTokenizer
@@ -29,7 +24,6 @@ from lightning_ript.types import Observation, Task
 
 Precision = Literal["bfloat16", "float32"]
 DEFAULT_LORA = LoraSizes()
-STATE = ("ee_pos", "ee_ori", "gripper_states")  # of a demonstration, by the names in its file
 
 
 class OpenVLAPolicy(PolicyAdapter):
@@ -41,8 +35,8 @@ class OpenVLAPolicy(PolicyAdapter):
         checkpoint: A published directory, here or on the hub (`hf://owner/repo`).
         statistics: The data set of the checkpoint whose statistics map states and actions: a
             suite's name will do.
-        adapter: A published LoRA adapter, with its heads, to start from: a folder here or on the
-            hub.
+        adapter: A published LoRA adapter to start from, with its heads if it has some: a folder
+            here or on the hub.
         lora: The adapter to make where none is given; None for none.
         forward: `prefix_cache` runs the prompt on its own and without gradient, as RIPT-VLA does;
             `single_pass` runs everything at once, as the checkpoints were trained.
@@ -104,9 +98,8 @@ class OpenVLAPolicy(PolicyAdapter):
         )
         self.model.requires_grad_(False)
         self.model.gradient_checkpointing = gradient_checkpointing
-        self.adapter_has_scale = False
         if adapter is not None:
-            self.adapter_has_scale = load_lora(self.model, adapter)
+            load_lora(self.model, adapter)
         elif lora is not None:
             add_lora(self.model, lora)
         for name in self.model.unused(forward):
@@ -115,15 +108,15 @@ class OpenVLAPolicy(PolicyAdapter):
 
     @abstractmethod
     def _choose(self, prediction: Any, noise: Tensor | None) -> Tensor:
-        """Actions to record, of what the model says of B decisions."""
+        """What to record as the decision, of what the model says of B of them."""
 
     @abstractmethod
-    def _score(self, prediction: Any, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of the tokens (N, T) of recorded actions."""
+    def _score(self, prediction: Any, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of the tokens (N, T) of recorded decisions."""
 
     @abstractmethod
-    def _normalized(self, actions: Tensor) -> Tensor:
-        """Normalized actions (B, 8, 7) float32 of recorded ones."""
+    def _normalized_actions(self, chosen: Tensor) -> Tensor:
+        """Normalized actions (B, 8, 7) float32 of recorded decisions."""
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Makes all prompts of a run the same length, so that decisions of any tasks fit a batch.
@@ -138,7 +131,7 @@ class OpenVLAPolicy(PolicyAdapter):
         self, observations: Sequence[Observation], tasks: Sequence[Task], noise: Tensor | None
     ) -> Decisions:
         """Decides for B environments; the record holds what the model saw, images as uint8."""
-        record = self._record(
+        record = self._inputs(
             [task.language for task in tasks],
             self._prompt_length,
             observation_crops(observations, self.device, self.cameras),
@@ -147,14 +140,15 @@ class OpenVLAPolicy(PolicyAdapter):
             state = self.statistics.normalize_proprio(observations)
             record["proprio"] = state.to(self.device)
         prediction = self.predict(record)
-        record["actions"] = self._choose(prediction, noise)
-        log_probs, _ = self._score(prediction, record["actions"])
-        actions = self.statistics.environment_actions(self._normalized(record["actions"]))
+        record["chosen"] = self._choose(prediction, noise)
+        log_probs, _ = self._score(prediction, record["chosen"])
+        actions = self._normalized_actions(record["chosen"])
+        actions = self.statistics.environment_actions(actions)
         return Decisions(actions[:, : self.executed_actions], record, log_probs)
 
     def log_prob(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Scores N recorded chunks."""
-        return self._score(self.predict(record), record["actions"])
+        return self._score(self.predict(record), record["chosen"])
 
     def predict(self, record: Mapping[str, Tensor]) -> Any:
         """What the model says of N recorded decisions."""
@@ -165,20 +159,6 @@ class OpenVLAPolicy(PolicyAdapter):
             record.get("proprio"),
             self.forward_pass,
         )
-
-    def demonstrated_record(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What the model sees of demonstrated steps, as `predict` takes it.
-
-        Args:
-            batch: Of `DemonstrationDataModule`, with `STATE` as its proprioception.
-        """
-        images = torch.stack([crops(batch["images"][n].to(self.device)) for n in self.cameras], 1)
-        record = self._record(batch["language"], None, images)
-        if self.proprio:
-            state = torch.cat([batch["lowdim"][n] for n in STATE], -1)
-            normalized = self.statistics.proprio.normalize(state.double()).float()
-            record["proprio"] = normalized.to(self.device)
-        return record
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """The LoRA, clipped on its own."""
@@ -208,7 +188,7 @@ class OpenVLAPolicy(PolicyAdapter):
         """Of the base's weights."""
         return self.model.base.projector.fc1.weight.dtype
 
-    def _record(
+    def _inputs(
         self, languages: Sequence[str], length: int | None, images: Tensor
     ) -> dict[str, Tensor]:
         input_ids, mask = self.tokenizer(languages, length)

@@ -31,7 +31,6 @@ from lightning_ript.policies.openvla_oft.files import (
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
 from lightning_ript.policies.openvla_oft.model import (
     OpenVLA,
-    OpenVLABase,
     OpenVLAOFT,
     OpenVLATokens,
 )
@@ -93,14 +92,18 @@ def load_openvla(
         path = only(folder, ACTION_HEAD, "action head")
         parts: list[Part] = [(model.action_head, bare(read_pickle(path)), path)]
         if scale_head is None:
-            log.info("no scale head is given: a fresh one gives actions their density")
-            fresh = LaplaceScaleHead(model.config.text.hidden_size)
-            model.scale_head = fresh.to(device, head_dtype)
             return parts
         path = local_file(scale_head)
         return [*parts, (model.scale_head, scale_weights(read_pickle(path), path), path)]
 
-    return _load(OpenVLAOFT, place, heads, device, dtype, head_dtype, quantization, proprio)
+    model = _load(OpenVLAOFT, place, heads, device, dtype, head_dtype, quantization, proprio)
+    if scale_head is None:
+        log.info("no scale head is given: a fresh one gives actions their density")
+        fresh = LaplaceScaleHead(model.config.text.hidden_size)
+        model.scale_head = fresh.to(device, head_dtype).eval()
+    else:
+        model.scale_head.trained = True
+    return model
 
 
 def load_openvla_tokens(
@@ -112,9 +115,19 @@ def load_openvla_tokens(
     quantization: Quantization | None = None,
     proprio: bool = False,
 ) -> OpenVLATokens:
-    """As `load_openvla`, a directory without an action head: it says actions as tokens."""
+    """As `load_openvla`, a directory without an action head: it says actions as tokens.
+
+    The language model's head is of `head_dtype`.
+    """
 
     def heads(model: OpenVLATokens, folder: Path) -> list[Part]:
+        if any(folder.glob(ACTION_HEAD)):
+            raise ValueError(
+                f"{folder} has an action head, so its actions are not tokens: load it as an "
+                "OpenVLAOFTPolicy, or name another checkpoint"
+            )
+        if not proprio and any(folder.glob(PROPRIO_PROJECTOR)):
+            raise ValueError(f"{folder} has a projector of proprioception: set proprio")
         return []
 
     return _load(OpenVLATokens, place, heads, device, dtype, head_dtype, quantization, proprio)
@@ -152,7 +165,7 @@ def _load(
     for module, weights, _ in parts:
         for name, value in weights.items():
             assign(module, name, value, device, head_dtype)
-    _stream(model.base, paths, device, dtype, quantization)
+    _stream(model, paths, device, dtype, head_dtype, quantization)
     return model.eval()
 
 
@@ -229,14 +242,16 @@ def assign(
 
 
 def _stream(
-    base: OpenVLABase,
+    model: OpenVLA,
     paths: list[Path],
     device: torch.device,
     dtype: torch.dtype,
+    head_dtype: torch.dtype,
     quantization: Quantization | None,
 ) -> None:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+    base = model.base
     base.requires_grad_(False)
     quantizer = None if quantization is None else Quantizer(quantization, base, dtype)
     for path in paths:
@@ -245,7 +260,9 @@ def _stream(
                 name = ours(key)
                 if name.endswith(COMPUTED):
                     continue
-                if quantizer is not None and quantizer.takes(name):
+                if name.startswith(model.precise):
+                    assign(base, name, contents.get_tensor(key), device, head_dtype)
+                elif quantizer is not None and quantizer.takes(name):
                     quantizer.place(name, contents.get_tensor(key), device)
                 else:
                     assign(base, name, contents.get_tensor(key), device, dtype)

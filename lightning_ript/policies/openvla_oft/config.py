@@ -52,6 +52,7 @@ class OpenVLAConfig:
         text: Sizes of the language model.
         timm_model_ids: The two image encoders: DINOv2, then SigLIP.
         image_size: Height and width of the images.
+        n_action_bins: Bins of discrete actions, which are the vocabulary's last tokens.
         pad_to_multiple_of: What the vocabulary's size was rounded up to, by as many tokens.
         norm_stats: Data set -> "action", "proprio" -> statistic -> numbers.
     """
@@ -62,6 +63,7 @@ class OpenVLAConfig:
         "vit_so400m_patch14_siglip_224",
     )
     image_size: int = 224
+    n_action_bins: int = BINS
     pad_to_multiple_of: int = 64
     norm_stats: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,7 +104,6 @@ class OpenVLAConfig:
             ),
             "image_sizes must be one size": len(set(contents.get("image_sizes", (0,)))) != 1,
             "text_config.rope_scaling must be null": bool(text.get("rope_scaling")),
-            f"n_action_bins must be {BINS}": contents.get("n_action_bins", BINS) != BINS,
             "text_config.attention_bias must be false": bool(text.get("attention_bias")),
         }
         for message, wrong in refused.items():
@@ -113,6 +114,7 @@ class OpenVLAConfig:
             text=TextConfig(**{name: value for name, value in text.items() if name in known}),
             timm_model_ids=(first, second),
             image_size=contents.get("image_sizes", [cls.image_size])[0],
+            n_action_bins=contents.get("n_action_bins", cls.n_action_bins),
             pad_to_multiple_of=contents.get("pad_to_multiple_of", cls.pad_to_multiple_of),
             norm_stats=contents.get("norm_stats") or {},
         )

@@ -15,8 +15,11 @@ from lightning_ript.policies.openvla_oft import laplace
 from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy, check_choice
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla
 from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CHUNK
+from lightning_ript.policies.openvla_oft.images import crops
 from lightning_ript.policies.openvla_oft.laplace import Aggregation
 from lightning_ript.policies.openvla_oft.model import OpenVLAOFT, Prediction
+
+STATE = ("ee_pos", "ee_ori", "gripper_states")  # of a demonstration, by the names in its file
 
 
 class OpenVLAOFTPolicy(OpenVLAPolicy):
@@ -68,8 +71,6 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         self.head_lr = head_lr
         self.noise_shape = (CHUNK, ACTION_DIM)
         self.model.action_head.requires_grad_(True)
-        self.needs_scale_head = scale_head is None and not self.adapter_has_scale
-        self.model.scale_head.register_load_state_dict_post_hook(self._scale_head_loaded)
 
     def check_ready(self) -> None:
         """Refuses to explore with the density of an untrained head.
@@ -77,7 +78,7 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         Raises:
             ValueError: The scale head is fresh.
         """
-        if self.needs_scale_head:
+        if not self.model.scale_head.trained:
             raise ValueError(
                 "The policy has no trained scale head: name one (model.policy.scale_head), "
                 "or train one first (configs/openvla_oft/scale_head.yaml)."
@@ -94,7 +95,13 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         Returns:
             Features (B, 8, 7 D), and absolute errors of the normalized actions (B, 8, 7) float32.
         """
-        prediction = self.predict(self.demonstrated_record(batch))
+        images = torch.stack([crops(batch["images"][n].to(self.device)) for n in self.cameras], 1)
+        record = self._inputs(batch["language"], None, images)
+        if self.proprio:
+            state = torch.cat([batch["lowdim"][n] for n in STATE], -1)
+            normalized = self.statistics.proprio.normalize(state.double()).float()
+            record["proprio"] = normalized.to(self.device)
+        prediction = self.predict(record)
         targets = self.statistics.target_actions(batch["actions"].double()).to(prediction.mean)
         return prediction.features, (targets - prediction.mean).abs()
 
@@ -112,18 +119,15 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         mean = prediction.mean
         return laplace.sample(mean, log_scale, noise.to(mean), self.sampling_scale)
 
-    def _normalized(self, actions: Tensor) -> Tensor:
-        return actions
+    def _normalized_actions(self, chosen: Tensor) -> Tensor:
+        return chosen
 
-    def _score(self, prediction: Prediction, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, prediction: Prediction, chosen: Tensor) -> tuple[Tensor, Tensor]:
         log_scale = laplace.clip_log_scale(prediction.log_scale)
         if self.score == "sampled":
             log_scale = log_scale + math.log(self.sampling_scale)
-        log_probs = laplace.log_prob(actions, prediction.mean, log_scale)
+        log_probs = laplace.log_prob(chosen, prediction.mean, log_scale)
         return (
             laplace.aggregate(log_probs, self.aggregation),
             laplace.aggregate(laplace.entropy(log_scale), self.aggregation),
         )
-
-    def _scale_head_loaded(self, *_: object) -> None:
-        self.needs_scale_head = False

@@ -30,7 +30,7 @@ class OpenVLATokenPolicy(OpenVLAPolicy):
         statistics: The data set of the checkpoint whose statistics map states and actions: a
             suite's name will do.
         adapter: A LoRA adapter to start from, a folder here or on the hub.
-        lora: The adapter to make where none is given.
+        lora: The adapter to make where none is given; None for none, to evaluate.
         forward: `single_pass` runs everything at once, as the checkpoints were trained;
             `prefix_cache` runs the prompt on its own and without gradient.
         cameras: The images the checkpoint was trained on, in that order.
@@ -60,8 +60,6 @@ class OpenVLATokenPolicy(OpenVLAPolicy):
     ) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
-        if lora is None and adapter is None:
-            raise ValueError("With action tokens only a LoRA learns: set lora or adapter")
         super().__init__(
             load_openvla_tokens,
             checkpoint,
@@ -76,6 +74,15 @@ class OpenVLATokenPolicy(OpenVLAPolicy):
         self.temperature = temperature
         self.noise_shape = (CHUNK * ACTION_DIM,)
 
+    def check_ready(self) -> None:
+        """Refuses to learn without anything that could.
+
+        Raises:
+            ValueError: There is no adapter.
+        """
+        if not self.has_adapter:
+            raise ValueError("With action tokens only a LoRA learns: set model.policy.lora")
+
     def _choose(self, prediction: Tensor, noise: Tensor | None) -> Tensor:
         """Bins (B, 56) of logits (B, 56, 256)."""
         if noise is None:
@@ -83,10 +90,10 @@ class OpenVLATokenPolicy(OpenVLAPolicy):
         noise = noise.to(prediction.device)
         return sample_tokens(prediction, noise, temperature=self.temperature)
 
-    def _normalized(self, actions: Tensor) -> Tensor:
-        return actions_of(actions).unflatten(-1, (CHUNK, ACTION_DIM))
+    def _normalized_actions(self, chosen: Tensor) -> Tensor:
+        return actions_of(chosen).unflatten(-1, (CHUNK, ACTION_DIM))
 
-    def _score(self, prediction: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, prediction: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = (prediction / self.temperature).log_softmax(-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(-1, actions[..., None]).squeeze(-1), entropy
+        return log_probs.gather(-1, chosen[..., None]).squeeze(-1), entropy

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,13 +88,23 @@ class LaplaceScaleHead(nn.Module):
 
     Args:
         dim: D.
+
+    Attributes:
+        trained: Whether its weights came from somewhere: a fresh head's density means nothing.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.trained = False
         self.trunk = ResidualMLP(ACTION_DIM * dim, dim, dim)
         self.log_b_head = nn.Linear(dim, ACTION_DIM)
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps the features of a step, (..., A * D), to (..., A)."""
         return self.log_b_head(self.trunk(features))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self.trained |= f"{prefix}log_b_head.weight" in state_dict

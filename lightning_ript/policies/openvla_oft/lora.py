@@ -21,8 +21,7 @@ from lightning_ript.files import replacing
 from lightning_ript.hub import local_folder
 from lightning_ript.policies.openvla_oft.checkpoint import check_weights
 from lightning_ript.policies.openvla_oft.files import bare, check_fit, opened, read_pickle, shapes
-from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
-from lightning_ript.policies.openvla_oft.model import OpenVLA, OpenVLAOFT
+from lightning_ript.policies.openvla_oft.model import OpenVLA
 from lightning_ript.sharding import whole
 
 if TYPE_CHECKING:
@@ -153,15 +152,12 @@ def lora_parameters(model: OpenVLA) -> dict[str, nn.Parameter]:
     }
 
 
-def load_lora(model: OpenVLA, place: str | Path) -> bool:
+def load_lora(model: OpenVLA, place: str | Path) -> None:
     """Loads a published adapter and, where the folder has them, its heads.
 
     Args:
         model: With an adapter of the same sizes, or none.
         place: The folder, or `hf://owner/repo/folder`.
-
-    Returns:
-        Whether a scale head came with it.
 
     Raises:
         OSError: A file is missing, here or on the hub.
@@ -190,7 +186,6 @@ def load_lora(model: OpenVLA, place: str | Path) -> bool:
     config.lora_alpha = sizes.alpha
     for module, weights in headers:
         module.load_state_dict(weights)
-    return any(isinstance(module, LaplaceScaleHead) for module, _ in headers)
 
 
 def save_lora(model: OpenVLA, folder: str | Path, base: str = "", write: bool = True) -> None:
@@ -214,7 +209,7 @@ def save_lora(model: OpenVLA, folder: str | Path, base: str = "", write: bool = 
     }
     heads = {
         name: {key: whole(p.detach()).cpu().contiguous() for key, p in module.named_parameters()}
-        for name, module in _heads(model).items()
+        for name, module in model.published_heads().items()
     }
     if not write:
         return
@@ -256,22 +251,21 @@ def _config(model: OpenVLA, base: str) -> dict[str, Any]:
     }
 
 
-def _heads(model: OpenVLA) -> dict[str, nn.Module]:
-    if not isinstance(model, OpenVLAOFT):
-        return {}
-    return {"action_header": model.action_head, "scale_header": model.scale_head}
-
-
 def _read_headers(model: OpenVLA, folder: Path) -> list[tuple[nn.Module, dict[str, Tensor]]]:
     path = folder / HEADERS
-    if not _heads(model):
+    heads = model.published_heads()
+    if not heads and path.is_file():
+        raise ValueError(
+            f"{path} holds heads, but the model says actions as tokens: it is another's adapter"
+        )
+    if not heads:
         return []
     if not path.is_file():
         log.info("%s has no %s: the heads stay as they are", folder, HEADERS)
         return []
     contents = read_pickle(path)
     found = []
-    for name, module in _heads(model).items():
+    for name, module in heads.items():
         if name in contents:
             weights = bare(contents[name])
             check_weights(module, weights, f"{path}, {name},")

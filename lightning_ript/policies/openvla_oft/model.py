@@ -67,9 +67,12 @@ class OpenVLA(nn.Module):
     Attributes:
         gradient_checkpointing: Whether the language model's activations are computed again for the
             backward pass instead of kept.
+        precise: What the names of the base's weights begin with that are as precise as the heads.
     """
 
-    def __init__(self, config: OpenVLAConfig, proprio: bool = True) -> None:
+    precise: tuple[str, ...] = ()
+
+    def __init__(self, config: OpenVLAConfig, proprio: bool) -> None:
         super().__init__()
         dim = config.text.hidden_size
         self.config = config
@@ -83,7 +86,7 @@ class OpenVLA(nn.Module):
         attention_mask: Tensor,
         pixel_values: Tensor,
         proprio: Tensor | None,
-        forward: Forward = "prefix_cache",
+        forward: Forward,
     ) -> Tensor:
         """Reads images, state and prompt.
 
@@ -109,6 +112,10 @@ class OpenVLA(nn.Module):
         with torch.no_grad():
             prompt = self._prompt(input_ids, attention_mask, pixel_values, proprio)
         return self._prefix_cache(input_ids, attention_mask, prompt)
+
+    def published_heads(self) -> dict[str, nn.Module]:
+        """Heads by their names in the file that is published beside an adapter."""
+        return {}
 
     def unused(self, forward: Forward) -> tuple[str, ...]:
         """What the names of parameters begin with that a forward pass gives no gradient.
@@ -239,13 +246,33 @@ class OpenVLAOFT(OpenVLA):
         log_scale = self.scale_head(features.to(self.scale_head.log_b_head.weight.dtype))
         return Prediction(mean.float(), log_scale.float(), features)
 
+    def published_heads(self) -> dict[str, nn.Module]:
+        """The action head and the scale head."""
+        return {"action_header": self.action_head, "scale_header": self.scale_head}
+
     def unused(self, forward: Forward) -> tuple[str, ...]:
         """Beside what both kinds leave unused, the language model's head."""
         return (*super().unused(forward), "base.language_model.lm_head.")
 
 
 class OpenVLATokens(OpenVLA):
-    """Discrete actions: each dimension of each action is a token of the language model."""
+    """Discrete actions: each dimension of each action is a token of the language model.
+
+    Args:
+        config: Sizes.
+        proprio: Whether the model was trained with proprioception.
+
+    Raises:
+        ValueError: The config is of another number of bins.
+    """
+
+    # A bfloat16 logit of 20 is rounded by up to 0.06, and so is a log-probability.
+    precise = ("language_model.lm_head.",)
+
+    def __init__(self, config: OpenVLAConfig, proprio: bool = False) -> None:
+        if config.n_action_bins != BINS:
+            raise ValueError(f"The config's n_action_bins is {config.n_action_bins}, not {BINS}")
+        super().__init__(config, proprio)
 
     def forward(
         self,
@@ -262,7 +289,8 @@ class OpenVLATokens(OpenVLA):
         """
         hidden = self.hidden(input_ids, attention_mask, pixel_values, proprio, forward)
         end = self.config.text.vocab_size - self.config.pad_to_multiple_of
-        logits = self.base.language_model.lm_head(hidden[:, : CHUNK * ACTION_DIM])
+        head = self.base.language_model.lm_head
+        logits = head(hidden[:, : CHUNK * ACTION_DIM].to(head.weight.dtype))
         return logits[..., end - BINS : end].float().flip(-1)
 
 
