@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make quickstart` runs the main job, `make test` the tests.
 PYTHON ?= python3
 VENV ?= .venv
-# The torch to install, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"; any from 2.6 on.
+# The torch to install, e.g. TORCH="torch==2.9.1 torchvision==0.24.1"; any from 2.8 on.
 TORCH ?= torch
 LOWEST ?= .venv-lowest
 SEED ?= 0

@@ -62,7 +62,9 @@ def build(config: OpenVLAConfig, lora: LoraSizes, device: str, forward: Forward)
         return model
     llama = model.base.language_model.model
     model.to_empty(device=device)
-    llama.rotary_emb = type(llama.rotary_emb)(llama.config).to(device)  # computed, not learned
+    llama.rotary_emb = type(llama.rotary_emb)(config=llama.config).to(
+        device
+    )  # computed, not learned
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
