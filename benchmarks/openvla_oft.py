@@ -62,19 +62,15 @@ def build(config: OpenVLAConfig, lora: LoraSizes, device: str, forward: Forward)
         return model
     llama = model.base.language_model.model
     model.to_empty(device=device)
-    llama.rotary_emb = type(llama.rotary_emb)(config=llama.config).to(
-        device
-    )  # computed, not learned
+    # Computed, not learned.
+    llama.rotary_emb = type(llama.rotary_emb)(config=llama.config).to(device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
                 parameter.fill_(1)
             else:
                 parameter.normal_(std=0.02)
-    for name in model.unused(forward):
-        for each, parameter in model.named_parameters():
-            if each.startswith(name):
-                parameter.requires_grad_(False)
+    model.freeze_unused(forward)
     model.scale_head.requires_grad_(False)
     return model.eval()
 

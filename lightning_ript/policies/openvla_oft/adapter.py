@@ -102,8 +102,7 @@ class OpenVLAPolicy(PolicyAdapter):
             load_lora(self.model, adapter)
         elif lora is not None:
             add_lora(self.model, lora)
-        for name in self.model.unused(forward):
-            self._freeze(name)
+        self.model.freeze_unused(forward)
         self.eval()
 
     @abstractmethod
@@ -197,11 +196,6 @@ class OpenVLAPolicy(PolicyAdapter):
             "input_ids": input_ids.to(self.device),
             "attention_mask": mask.to(self.device),
         }
-
-    def _freeze(self, prefix: str) -> None:
-        for name, parameter in self.model.named_parameters():
-            if name.startswith(prefix):
-                parameter.requires_grad_(False)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -45,6 +45,8 @@ ACTION_HEAD = "action_head--*checkpoint.pt"
 PROPRIO_PROJECTOR = "proprio_projector--*checkpoint.pt"
 # Older transformers stored what every Llama computes for itself.
 COMPUTED = "rotary_emb.inv_freq"
+# Parts of a scale head: their names in its file, and ours.
+SCALE_PARTS = {"scale_trunk": "trunk", "log_b_head": "log_b_head"}
 
 Model = TypeVar("Model", bound=OpenVLA)
 Part = tuple[nn.Module, dict[str, Tensor], Path]
@@ -184,9 +186,21 @@ def load_scale_head(head: LaplaceScaleHead, place: str | Path) -> None:
 
 def save_scale_head(head: LaplaceScaleHead, path: str | Path) -> None:
     """Writes a scale head as RIPT-VLA publishes them."""
-    parts = {"scale_trunk": head.trunk, "log_b_head": head.log_b_head}
+    write_scale_weights(head.state_dict(), path)
+
+
+def write_scale_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes a scale head's weights, by our names, as RIPT-VLA publishes them."""
+    parts = {
+        theirs: {
+            name.removeprefix(f"{ours_}."): value
+            for name, value in weights.items()
+            if name.startswith(f"{ours_}.")
+        }
+        for theirs, ours_ in SCALE_PARTS.items()
+    }
     with replacing(path) as temporary:
-        torch.save({name: part.state_dict() for name, part in parts.items()}, temporary)
+        torch.save(parts, temporary)
 
 
 def scale_weights(contents: Mapping[str, Mapping[str, Tensor]], path: Path) -> dict[str, Tensor]:
@@ -195,13 +209,12 @@ def scale_weights(contents: Mapping[str, Mapping[str, Tensor]], path: Path) -> d
     Raises:
         ValueError: The file is no scale head's.
     """
-    names = {"scale_trunk": "trunk", "log_b_head": "log_b_head"}
-    lacking = [name for name in names if not isinstance(contents.get(name), Mapping)]
+    lacking = [name for name in SCALE_PARTS if not isinstance(contents.get(name), Mapping)]
     if lacking:
         raise ValueError(f"{path} is no scale head: it has no {' and no '.join(lacking)}")
     return {
         f"{ours_}.{name}": value
-        for theirs, ours_ in names.items()
+        for theirs, ours_ in SCALE_PARTS.items()
         for name, value in bare(contents[theirs]).items()
     }
 

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from lightning_ript.files import replacing
 from lightning_ript.hub import local_folder
-from lightning_ript.policies.openvla_oft.checkpoint import ACTION_HEAD, PATTERNS, ours, published
+from lightning_ript.policies.openvla_oft.checkpoint import (
+    ACTION_HEAD,
+    PATTERNS,
+    ours,
+    published,
+    write_scale_weights,
+)
 from lightning_ript.policies.openvla_oft.files import (
     INDEX,
     SINGLE,
@@ -90,11 +96,7 @@ def merge_lora(
         weights = {f"module.{name}": value for name, value in trained.items()}
         torch.save(weights, folder / head.name)
     if "scale_header" in headers:
-        parts: dict[str, dict[str, Tensor]] = {"scale_trunk": {}, "log_b_head": {}}
-        for name, value in headers["scale_header"].items():
-            part, _, rest = name.partition(".")
-            parts["scale_trunk" if part == "trunk" else part][rest] = value
-        torch.save(parts, folder / SCALE_HEAD)
+        write_scale_weights(headers["scale_header"], folder / SCALE_HEAD)
 
 
 def _layers(
@@ -106,17 +108,13 @@ def _layers(
         ValueError: The adapter has a layer that the base lacks, or that has another shape there.
     """
     known = {ours(name): shape for name, shape in base.items()}
-    names = {
-        name.removeprefix(PREFIX).rpartition(".lora_")[0] + ".weight"
-        for name in adapter
-        if ".base_layer." not in name
-    }
+    found = {name: shape for name, shape in adapter.items() if ".base_layer." not in name}
+    names = {name.removeprefix(PREFIX).rpartition(".lora_")[0] + ".weight" for name in found}
     expected = {}
     for name in names & known.keys():
         layer, (outputs, *inputs) = PREFIX + name.removesuffix(".weight"), known[name]
         expected[f"{layer}.lora_A.weight"] = (r, *inputs)
         expected[f"{layer}.lora_B.weight"] = (outputs, r, *(1 for _ in inputs[1:]))
-    found = {name: shape for name, shape in adapter.items() if ".base_layer." not in name}
     check_fit(expected, found, place)
     return names
 

@@ -131,6 +131,13 @@ class OpenVLA(nn.Module):
             names += [f"base.vision_backbone.{encoder}.{part}." for part in parts]
         return tuple(names)
 
+    def freeze_unused(self, forward: Forward) -> None:
+        """Lets only what a forward pass gives a gradient want one."""
+        unused = self.unused(forward)
+        for name, parameter in self.named_parameters():
+            if name.startswith(unused):
+                parameter.requires_grad_(False)
+
     def _prompt(
         self,
         input_ids: Tensor,
