@@ -33,7 +33,10 @@ def shard(
         methods: Names of the methods beside `forward` that it is called by.
     """
     for unit in (*blocks, module):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        if mesh.device_type == "cpu":
+            # Asked for gradients' mean, gloo of torch 2.8 gives their sum, and says nothing.
+            sharded.set_force_sum_reduction_for_comms(True)
     for name in methods:
         register_fsdp_forward_method(module, name)
 
