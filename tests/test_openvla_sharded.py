@@ -255,3 +255,20 @@ def test_a_bfloat16_base_lies_in_shards_beside_a_float32_adapter(published, tmp_
     assert entry["metrics"]["train/grad_norm"] > 0
     # Decisions meet others in a batch than when they were made, which rounds them otherwise.
     assert entry["metrics"]["train/ratio"] == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_tokens_have_the_gradient_of_one_process(name, tmp_path):
+    published = tiny.write_tiny_openvla_tokens(tmp_path / "tokens", dtype=torch.float32)
+    more = ["--config=configs/openvla_oft/tokens.yaml", "--trainer.limit_val_batches=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    main(arguments(published, one, 1, *more, fresh_head=True))
+    finish(start(published, two, 1, *more, *on_two(name), fresh_head=True))
+    alone = gradients(one, 0)
+    assert any("lm_head.lora_B" in n for n in alone)
+    for rank in range(2):
+        theirs = gradients(two, rank)
+        assert theirs.keys() == alone.keys()
+        # Rounding makes another token, now and then, where the noise lies next to a bin's boundary.
+        strayed = sum((g - alone[n]).square().sum() for n, g in theirs.items()).sqrt()
+        assert strayed < 0.01 * torch.stack([g.norm() for g in alone.values()]).norm()

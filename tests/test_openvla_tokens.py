@@ -26,24 +26,16 @@ from test_openvla_policy import TASKS, observations  # noqa: E402
 
 from lightning_ript.policies.openvla_oft import OpenVLATokenPolicy  # noqa: E402
 
-ACTION_HEAD = "action_head--150000_checkpoint.pt"
-PROJECTOR = "proprio_projector--150000_checkpoint.pt"
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint of the published kind: without action head and proprioception."""
-    folder = tiny.write_tiny_openvla(tmp_path_factory.mktemp("tokens"))
-    (folder / ACTION_HEAD).unlink()
-    (folder / PROJECTOR).unlink()
-    return folder
+    return tiny.write_tiny_openvla_tokens(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")
 def with_proprio(tmp_path_factory):
-    folder = tiny.write_tiny_openvla(tmp_path_factory.mktemp("proprio"))
-    (folder / ACTION_HEAD).unlink()
-    return folder
+    return tiny.write_tiny_openvla_tokens(tmp_path_factory.mktemp("proprio"), proprio=True)
 
 
 def make(folder, **settings):
@@ -171,8 +163,8 @@ def test_checkpoints_of_another_kind_are_refused(folder, with_proprio, tmp_path)
     with pytest.raises(ValueError, match=r"openvla_headers\.pt holds heads, but the model says"):
         make(folder, adapter=str(tmp_path / "lora"))
     config = json.loads((continuous / "config.json").read_text())
-    (continuous / ACTION_HEAD).unlink()
-    (continuous / PROJECTOR).unlink()
+    (continuous / tiny.ACTION_HEAD).unlink()
+    (continuous / tiny.PROJECTOR).unlink()
     (continuous / "config.json").write_text(json.dumps({**config, "n_action_bins": 128}))
     with pytest.raises(ValueError, match="n_action_bins is 128, not 256"):
         make(continuous)

@@ -11,6 +11,8 @@ from lightning_ript.policies.openvla_oft.checkpoint import published
 from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
 from lightning_ript.policies.openvla_oft.model import OpenVLAOFT
 
+ACTION_HEAD = "action_head--150000_checkpoint.pt"
+PROJECTOR = "proprio_projector--150000_checkpoint.pt"
 UNNORM_KEY = "libero_goal_no_noops"
 SPACE = 29871  # the token that a prompt must end with
 PROMPTS = """
@@ -95,8 +97,8 @@ def write_tiny_openvla(folder, seed=0, unnorm_key=UNNORM_KEY, dtype=torch.float1
     weights = {published(n): v.to(dtype) for n, v in model.base.state_dict().items()}
     write_shards(folder, weights, shards)
     for module, name in (
-        (model.action_head, "action_head--150000_checkpoint.pt"),
-        (model.proprio_projector, "proprio_projector--150000_checkpoint.pt"),
+        (model.action_head, ACTION_HEAD),
+        (model.proprio_projector, PROJECTOR),
     ):
         torch.save({f"module.{n}": v for n, v in module.state_dict().items()}, folder / name)
     scale = model.scale_head
@@ -105,6 +107,15 @@ def write_tiny_openvla(folder, seed=0, unnorm_key=UNNORM_KEY, dtype=torch.float1
         folder / "scale_header.pth",
     )
     write_tokenizer(folder)
+    return folder
+
+
+def write_tiny_openvla_tokens(folder, proprio=False, **settings):
+    """As `write_tiny_openvla`, of the kind whose actions are tokens: it has no action head."""
+    folder = write_tiny_openvla(folder, **settings)
+    (folder / ACTION_HEAD).unlink()
+    if not proprio:
+        (folder / PROJECTOR).unlink()
     return folder
 
 
