@@ -31,7 +31,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[dev,openvla,tensorboard,wandb]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[dev,openvla,quantization,tensorboard,wandb]'
 	@# Beside a torch of another build than its own, torchvision cannot be imported, and libraries that
 	@# look for it fail with it. Only timm needs it, and so OpenVLA-OFT.
 	@$(BIN)/python -c "import torchvision" 2>/dev/null || { \
@@ -67,7 +67,7 @@ test-lowest: install
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	  --editable '.[dev,openvla,tensorboard,wandb]'
+	  --editable '.[dev,openvla,quantization,tensorboard,wandb]'
 	$(LOWEST)/bin/pytest
 
 lint: install

@@ -138,7 +138,8 @@ class RIPTLightningModule(L.LightningModule):
         """Under FSDP, leaves each rank its share of all parameters.
 
         Raises:
-            TypeError: If the strategy is another of Lightning's for sharding.
+            TypeError: If the strategy is another of Lightning's for sharding, or the policy has
+                weights that cannot be cut.
         """
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy) and not isinstance(
@@ -156,6 +157,13 @@ class RIPTLightningModule(L.LightningModule):
             )
         if self.device_mesh is None or is_sharded(self.policy):
             return
+        for name, weight in self.named_parameters():
+            if not weight.is_floating_point():
+                raise TypeError(
+                    f"trainer.strategy fsdp2 cannot share out {name}, which is quantized "
+                    f"({weight.dtype}): leave quantization out, or set ddp, where each process "
+                    "holds all of it."
+                )
         mesh = self.device_mesh["data_parallel"]
         for policy in (self.policy, self.reference):
             if policy is not None:
@@ -170,7 +178,11 @@ class RIPTLightningModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts it back as it is now, so that anything else that is missing is noticed."""
-        left_out = {name: v for name, v in self.state_dict().items() if not self._saved(name)}
+        state = self.state_dict()
+        # Quantized layers add entries of their own, which they would not take back.
+        everything = self.named_parameters, self.named_buffers
+        names = {name for named in everything for name, _ in named(remove_duplicate=False)}
+        left_out = {n: v for n, v in state.items() if n in names and not self._saved(n)}
         checkpoint["state_dict"] = {**left_out, **checkpoint["state_dict"]}
 
     def _saved(self, name: str) -> bool:

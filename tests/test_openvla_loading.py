@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from lightning_ript.hub import local_folder
-from lightning_ript.policies.openvla_oft import quantization
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla, load_scale_head
 from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
 
@@ -170,17 +169,6 @@ def test_config_defaults_are_the_published_models():
     assert config.image_size == 224
 
 
-def test_quantization_says_what_it_lacks(folder, monkeypatch):
-    with pytest.raises(ValueError, match="quantization must be one of"):
-        load_openvla(folder, quantization="2bit")
-    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install bitsandbytes"):
-        load_openvla(folder, quantization="4bit")
-    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
-        load_openvla(folder, quantization="8bit")
-
-
 def test_folders_on_the_hub(monkeypatch):
     asked = []
 
@@ -256,30 +244,3 @@ def test_memory_beside_the_model(original, tmp_path, monkeypatch):
     beside, on_cpu = map(float, result.stdout.split())
     assert max(sizes) / 2 < beside < 1.3 * max(sizes) + heads
     assert on_cpu < sum(sizes) + 1.3 * max(sizes) + 2 * heads
-
-
-@pytest.mark.parametrize(
-    ("kind", "stored", "error"), [("8bit", torch.int8, 0.02), ("4bit", torch.uint8, 0.12)]
-)
-@torch.no_grad()
-def test_quantized(tmp_path, monkeypatch, kind, stored, error):
-    """On a CPU, where recent bitsandbytes runs too, if slowly."""
-    pytest.importorskip("bitsandbytes")
-    text = {**tiny.CONFIG["text_config"], "hidden_size": 128, "intermediate_size": 256}
-    monkeypatch.setitem(tiny.CONFIG, "text_config", text)
-    monkeypatch.setattr(
-        "lightning_ript.policies.openvla_oft.checkpoint.check_quantization", lambda *_: None
-    )
-    folder = tiny.write_tiny_openvla(tmp_path / "openvla")
-    models = [
-        load_openvla(folder, folder / "scale_header.pth", dtype=torch.float16, quantization=how)
-        for how in (None, kind)
-    ]
-    exact, rounded = (model.base.language_model for model in models)
-    assert rounded.lm_head.weight.dtype == torch.float16
-    one = torch.eye(256, dtype=torch.float16)
-    for plain, layer in zip(exact.model.layers, rounded.model.layers, strict=True):
-        assert layer.mlp.down_proj.weight.dtype == stored
-        weight, ours = plain.mlp.down_proj(one).float(), layer.mlp.down_proj(one).float()
-        assert 0 < (weight - ours).norm() < error * weight.norm()
-    assert models[1](*tiny.tiny_inputs()).mean.isfinite().all()

@@ -9,6 +9,7 @@ import torch
 from block_policy import BlockPolicy
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from test_ranks import TIMES
+from torch import nn
 from toy_runs import checkpoint, fit, history, start, weights
 
 from lightning_ript.module import RIPTLightningModule
@@ -194,6 +195,17 @@ def test_strategies_that_cannot_do_it_are_refused(strategy):
     module = RIPTLightningModule(BlockPolicy())
     module.trainer = SimpleNamespace(strategy=strategy())
     with pytest.raises(TypeError, match=f"is {strategy.__name__}, .* set fsdp2"):
+        module.configure_model()
+
+
+def test_quantized_weights_are_not_cut():
+    policy = BlockPolicy()
+    layer = policy.net.blocks[1].base
+    layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+    module = RIPTLightningModule(policy)
+    module.trainer = SimpleNamespace(strategy=None)
+    module._device_mesh = {"data_parallel": None}
+    with pytest.raises(TypeError, match=r"fsdp2 cannot .* policy\.net\.blocks\.1\.base\.weight"):
         module.configure_model()
 
 

@@ -79,8 +79,8 @@ def load_openvla(
         head_dtype: Of action head, proprio projector and scale head. In bfloat16 (the reference's)
             a mean near 1 is one of 256 numbers, and rounding alone moves a log-probability by up
             to 0.03 per dimension.
-        quantization: "8bit" or "4bit" stores the language model's weights so; needs bitsandbytes
-            and a GPU.
+        quantization: "8bit" or "4bit" stores the language model's weights so; needs bitsandbytes,
+            which is made for GPUs and slow on a CPU.
         proprio: Whether the model was trained with proprioception, and so has a projector for it.
 
     Raises:
@@ -147,7 +147,7 @@ def _load(
 ) -> Model:
     device = torch.device(device)
     if quantization is not None:
-        check_quantization(quantization, device)
+        check_quantization(quantization)
     folder = local_folder(place, PATTERNS)
     paths = shards(folder)
     config = OpenVLAConfig.from_json(folder / "config.json")

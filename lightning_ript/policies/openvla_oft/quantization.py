@@ -11,11 +11,11 @@ from torch import Tensor, nn
 Quantization = Literal["8bit", "4bit"]
 
 
-def check_quantization(quantization: Quantization, device: torch.device) -> None:
-    """Refuses what bitsandbytes could not do.
+def check_quantization(quantization: Quantization) -> None:
+    """Refuses what cannot be done, before anything is read.
 
     Raises:
-        ValueError: No such kind, or the device is not a GPU of this machine.
+        ValueError: No such kind.
         ModuleNotFoundError: bitsandbytes is not installed.
     """
     if quantization not in get_args(Quantization):
@@ -24,13 +24,8 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModuleNotFoundError(
-            f"quantization: {quantization} is done by bitsandbytes: pip install bitsandbytes, or "
-            "leave quantization out"
-        )
-    if device.type != "cuda" or not torch.cuda.is_available():
-        raise ValueError(
-            f"quantization: {quantization} needs an NVIDIA GPU, but the model is loaded on "
-            f"{device}: leave quantization out, or load it on cuda"
+            f"quantization: {quantization} is done by bitsandbytes: pip install "
+            "'lightning-ript[quantization]', or leave quantization out"
         )
 
 
@@ -69,7 +64,7 @@ class Quantizer:
             layer = self._bnb.Linear8bitLt(
                 **sizes, bias=False, has_fp16_weights=False, device="meta"
             )
-            # bitsandbytes quantizes on the way to the GPU, and from half precision only.
+            # bitsandbytes quantizes on the way to the device, and from half precision only.
             half = self._bnb.Int8Params(
                 weight.to(torch.float16), requires_grad=False, has_fp16_weights=False
             )
@@ -82,4 +77,7 @@ class Quantizer:
                 weight.to(self._dtype), requires_grad=False, quant_type="nf4", module=layer
             )
             layer.weight = full.to(device)
+            # Packed for a CPU's bfloat16 instructions, which it would do on acting, no gradient
+            # reaches what is below.
+            layer.support_avx512bf16_for_cpu = False
         setattr(self._base.get_submodule(owner), leaf, layer)
