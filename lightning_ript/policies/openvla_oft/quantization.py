@@ -59,7 +59,7 @@ class Quantizer:
         """Puts a linear layer with the quantized weight (out, in) where a plain one was."""
         owner, _, leaf = name.rpartition(".")[0].rpartition(".")
         sizes = {"input_features": weight.shape[1], "output_features": weight.shape[0]}
-        layer: nn.Module
+        layer: Any
         if self._kind == "8bit":
             layer = self._bnb.Linear8bitLt(
                 **sizes, bias=False, has_fp16_weights=False, device="meta"
