@@ -60,15 +60,18 @@ quickstart: install
 	    --ckpt_path $(RUN)/ript/checkpoints/last.ckpt; }
 	$(RIPT) report $(RUN)/ript/evaluation/before.json $(RUN)/ript/evaluation/after.json $(RUN)/ript
 
+# Two files at a time, as two cores and 16 GB bear; a file's tests share what they have prepared.
+PYTEST := pytest --numprocesses 2 --dist loadfile
+
 test: install lint
-	$(BIN)/pytest
+	$(BIN)/$(PYTEST)
 
 test-lowest: install
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 	  --editable '.[dev,openvla,quantization,tensorboard,wandb]'
-	$(LOWEST)/bin/pytest
+	$(LOWEST)/bin/$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .
