@@ -60,7 +60,7 @@ quickstart: install
 	    --ckpt_path $(RUN)/ript/checkpoints/last.ckpt; }
 	$(RIPT) report $(RUN)/ript/evaluation/before.json $(RUN)/ript/evaluation/after.json $(RUN)/ript
 
-# Two files at a time, as two cores and 16 GB bear; a file's tests share what they have prepared.
+# Two files at a time, for two cores; the tests of a file share what it has prepared.
 PYTEST := pytest --numprocesses 2 --dist loadfile
 
 test: install lint
