@@ -14,6 +14,9 @@ export GOMP_SPINCOUNT ?= 10000
 BIN := $(VENV)/bin
 RIPT := $(BIN)/lightning-ript
 QUICK := configs/quickstart
+EVERYTHING := .[dev,openvla,quantization,tensorboard,wandb]
+# Two files at a time, for two cores; the tests of a file share what it has prepared.
+PYTEST := pytest --numprocesses 2 --dist loadfile
 PRACTICE = --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
   --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
   --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
@@ -31,7 +34,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[dev,openvla,quantization,tensorboard,wandb]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) --editable '$(EVERYTHING)'
 	@# Beside a torch of another build than its own, torchvision cannot be imported, and libraries that
 	@# look for it fail with it. Only timm needs it, and so OpenVLA-OFT.
 	@$(BIN)/python -c "import torchvision" 2>/dev/null || { \
@@ -60,9 +63,6 @@ quickstart: install
 	    --ckpt_path $(RUN)/ript/checkpoints/last.ckpt; }
 	$(RIPT) report $(RUN)/ript/evaluation/before.json $(RUN)/ript/evaluation/after.json $(RUN)/ript
 
-# Two files at a time, for two cores; the tests of a file share what it has prepared.
-PYTEST := pytest --numprocesses 2 --dist loadfile
-
 test: install lint
 	$(BIN)/$(PYTEST)
 
@@ -70,7 +70,7 @@ test-lowest: install
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	  --editable '.[dev,openvla,quantization,tensorboard,wandb]'
+	  --editable '$(EVERYTHING)'
 	$(LOWEST)/bin/$(PYTEST)
 
 lint: install

@@ -53,18 +53,6 @@ def test_openvla_oft_has_the_published_sizes(tmp_path, size):
         assert all_positive([*each["decisions_per_second"].values(), each["peak_memory_mib"]])
 
 
-def test_loading_openvla_takes_a_file_at_a_time(tmp_path):
-    pytest.importorskip("timm")
-    size = ["--size=small", "--layers=8", "--shard_mib=64", f"--folder={tmp_path}"]
-    found, printed = run("openvla_loading.py", tmp_path / "loading.json", *size)
-    assert found["files"] >= 7
-    assert found["weights_mib"] > 600
-    more = found["peak_mib"] - found["before_mib"] - found["weights_mib"]
-    assert more < 1.3 * found["largest_file_mib"] + 400  # and transformers' modules
-    assert "beside_mib" in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["loading.json"]
-
-
 @pytest.mark.parametrize("storage", ["contiguous", "gzip", "sparse"])
 def test_the_loader_of_demonstrations(tmp_path, storage):
     size = ["--tasks=2", "--demonstrations=2", "--image_size=16", "--batch_size=8"]

@@ -36,9 +36,7 @@ def test_quantization_says_what_it_lacks(folder, monkeypatch):
 )
 def test_weights_are_rounded(folder, kind, stored, error):
     models = [
-        load_openvla(
-            folder, folder / "scale_header.pth", dtype=torch.bfloat16, quantization=how
-        ).eval()
+        load_openvla(folder, folder / "scale_header.pth", dtype=torch.bfloat16, quantization=how)
         for how in (None, kind)
     ]
     exact, rounded = (model.base.language_model for model in models)
