@@ -3,6 +3,7 @@
 Simulator workers and subprocesses import this module, so what is needed of torch is imported late.
 """
 
+import json
 import os
 import signal
 import sys
@@ -94,22 +95,32 @@ class HopelessEnvironment(ToyEnvironment):
 
 
 class InterruptingContexts(SampledContexts):
-    """Sends this process a signal when it takes context `number`, once for each `flag` file.
+    """Sends this process a signal in the middle of an iteration, once for each `flag` file.
+
+    A context's number alone does not tell the iteration: where one rank is slow, the others begin
+    any number of contexts in vain, which the next iteration begins again.
 
     Args:
-        number: The context.
+        history: The run's history, which is written before an iteration's checkpoint.
+        iterations: Entries that it must have, of finished iterations.
+        number: The context to begin after that, or any later one.
         name: The signal's name.
         flag: A file that is made before the signal is sent; where there is one, nothing is sent.
     """
 
-    def __init__(self, number: int, name: str, flag: str):
+    def __init__(self, history: str, iterations: int, number: int, name: str, flag: str):
+        self.history, self.iterations = history, iterations
         self.number, self.name, self.flag = number, name, flag
 
     def context(self, n, environment, seed):
-        if n >= self.number and not Path(self.flag).exists():
+        if n >= self.number and not Path(self.flag).exists() and self.finished():
             Path(self.flag).touch()
             os.kill(rank_zero(), getattr(signal, self.name))
         return super().context(n, environment, seed)
+
+    def finished(self):
+        path = Path(self.history)
+        return path.exists() and len(json.loads(path.read_text())) == self.iterations
 
 
 def rank_zero():

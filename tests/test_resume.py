@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from toy_runs import assert_same_state, checkpoint, fit, history, start
+from toy_runs import assert_same_state, checkpoint, fit, history, interrupting, start
 
 # The learning rate falls, so that a lost or repeated step of the schedule would show.
 SCHEDULE = [
@@ -23,19 +23,10 @@ def uninterrupted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, uninterrupted):
     """Runs that get a signal while they collect for their third iteration, all at once."""
-    metrics = [entry["metrics"] for entry in uninterrupted[1][:3]]
-    # The last one of the iteration, as the one before has begun the first ones in vain.
-    number = int(sum(m["rollout/groups_kept"] + m["rollout/groups_dropped"] for m in metrics)) - 1
     runs = {}
     for name in ("SIGKILL", "SIGTERM", "SIGINT"):
         run_dir = tmp_path_factory.mktemp(name)
-        contexts = [
-            "--data.init_args.contexts=core_probe.InterruptingContexts",
-            f"--data.init_args.contexts.number={number}",
-            f"--data.init_args.contexts.name={name}",
-            f"--data.init_args.contexts.flag={run_dir}/sent",
-        ]
-        runs[name] = run_dir, [*SCHEDULE, *contexts]
+        runs[name] = run_dir, [*SCHEDULE, *interrupting(run_dir, uninterrupted[1][:3], name)]
     processes = {name: start(run_dir, 4, *more) for name, (run_dir, more) in runs.items()}
     said = {name: process.communicate(timeout=120)[1] for name, process in processes.items()}
     return {n: (*runs[n], processes[n].returncode, said[n]) for n in runs}
@@ -45,8 +36,8 @@ def interrupted(tmp_path_factory, uninterrupted):
 def test_the_same_command_goes_on(interrupted, uninterrupted, name):
     run_dir, more, code, said = interrupted[name]
     assert code != 0
-    assert checkpoint(run_dir)["epoch"] == 1, said
-    assert len(history(run_dir)) == 2
+    assert len(history(run_dir)) == 2, said
+    assert checkpoint(run_dir)["epoch"] == 1
     run = fit(run_dir, 4, *more)
     expected, entries = uninterrupted
     assert_same_state(run, expected)

@@ -10,7 +10,7 @@ from block_policy import BlockPolicy
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from test_ranks import TIMES
 from torch import nn
-from toy_runs import checkpoint, fit, history, start, weights
+from toy_runs import checkpoint, fit, history, interrupting, start, weights
 
 from lightning_ript.module import RIPTLightningModule
 
@@ -217,18 +217,12 @@ def test_lightnings_fsdp_wants_a_gpu(tmp_path, capsys):
 
 
 def test_terminated_shards_end_and_go_on(runs, tmp_path):
-    metrics = [entry["metrics"] for entry in history(runs["alone"])]
-    taken = sum(m["rollout/groups_kept"] + m["rollout/groups_dropped"] for m in metrics)
-    contexts = [
-        "--data.init_args.contexts=core_probe.InterruptingContexts",
-        # The second iteration's last one, as the first has begun the next ones in vain.
-        f"--data.init_args.contexts.number={int(taken) - 1}",
-        "--data.init_args.contexts.name=SIGTERM",
-        f"--data.init_args.contexts.flag={tmp_path}/sent",
-    ]
-    process = start(tmp_path, 2, *LEARNING, *on_two("fsdp2"), *contexts)
+    signalled = interrupting(tmp_path, history(runs["alone"])[:2], "SIGTERM")
+    process = start(tmp_path, 2, *LEARNING, *on_two("fsdp2"), *signalled)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert checkpoint(tmp_path)["epoch"] == 0, err
+    assert "Stopped by SIGTERM" in err
+    assert len(history(tmp_path)) == 1, err
+    assert checkpoint(tmp_path)["epoch"] == 0
     finish(start(tmp_path, 2, *LEARNING, *on_two("fsdp2")))
     assert_same_run(checkpoint(tmp_path), checkpoint(runs["alone"]))

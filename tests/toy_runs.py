@@ -66,6 +66,35 @@ def history(run_dir):
     return json.loads(Path(run_dir, "history.json").read_text())
 
 
+def contexts_taken(entries):
+    """How many contexts these iterations of a history counted."""
+    metrics = [entry["metrics"] for entry in entries]
+    return int(sum(m["rollout/groups_kept"] + m["rollout/groups_dropped"] for m in metrics))
+
+
+def interrupting(run_dir, entries, name):
+    """What makes a run send itself a signal in the middle of an iteration.
+
+    Args:
+        run_dir: Of the run to interrupt.
+        entries: A history up to the iteration in which the signal is to come, with it.
+        name: The signal's name.
+    """
+    begun, ended = contexts_taken(entries[:-1]), contexts_taken(entries)
+    arguments = {
+        "history": Path(run_dir, "history.json"),
+        "iterations": len(entries) - 1,
+        "number": (begun + ended) // 2,
+        "name": name,
+        "flag": Path(run_dir, "sent"),
+    }
+    probe = "--data.init_args.contexts"
+    return [
+        f"{probe}=core_probe.InterruptingContexts",
+        *(f"{probe}.{key}={value}" for key, value in arguments.items()),
+    ]
+
+
 def weights(run):
     """Those that are learned."""
     learned = ("policy.net", "critic.net")
