@@ -14,6 +14,7 @@ is not run again, so more seeds can be added later.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -61,6 +62,20 @@ class Study:
     ) -> None:
         self.out, self.tasks, self.most = out, list(tasks), most
         self.iterations, self.groups, self.steps = iterations, groups, steps
+
+    def refuse_other_settings(self) -> None:
+        """What is finished is not run again, so `out` holds runs of the same settings only.
+
+        Raises:
+            SystemExit: If it holds runs of others.
+        """
+        settings = {name: value for name, value in vars(self).items() if name != "out"}
+        file = self.out / "settings.json"
+        if not file.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(settings))
+        elif (found := json.loads(file.read_text())) != settings:
+            raise SystemExit(f"{self.out} holds runs of {found}, not of {settings}: use another.")
 
     def folder(self, demonstrations: int, method: str, seed: int) -> Path:
         """The run of RIPT."""
@@ -234,6 +249,7 @@ def main(
         figure: Where to draw; `out/sample_efficiency.png` when left out.
     """
     study = Study(out, tasks, max(demonstrations), iterations, groups, steps)
+    study.refuse_other_settings()
     arms: Mapping[tuple[int, str], list[int]] = {
         **{(n, LEAVE_ONE_OUT): seeds for n in demonstrations},
         **{(compare_at, method): seeds for method in METHODS},

@@ -118,10 +118,7 @@ def describe_environment(spec: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
         # Through JSON, so that the numbers of a result read back equal those written.
         described |= json.loads(json.dumps(dataclasses.asdict(spec), default=str))
-    if hasattr(spec, "suite") and hasattr(spec, "assets"):  # LIBERO
-        from lightning_ript.envs.libero.assets import resolve_assets
-
-        assets = resolve_assets(spec.assets, spec.suite, download=False)
+    if (assets := getattr(spec, "found_assets", None)) is not None:  # LIBERO
         described |= {"assets_source": assets.source, "standin_assets": assets.standin}
     return described
 

@@ -79,7 +79,7 @@ class EvaluationSweep(Callback):
                 "would be the same for each. Give one seed."
             )
         for environment in self.environments.values():
-            environment.check()
+            datamodule.check_environment(environment)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Goes on from the iteration that training goes on from; evaluates the starting policy."""
@@ -104,7 +104,7 @@ class EvaluationSweep(Callback):
         rates = {}
         for name, environment in self.environments.items():
             rows: list[Row] = []
-            with _simulators(environment, trainer) as pool:
+            with _datamodule(trainer).make_pool(environment) as pool:
                 for seed in self.seeds:
                     result = self._evaluate(trainer, pl_module, name, pool, seed)
                     facts = {"iteration": iteration, "environment": name, "seed": seed}
@@ -166,13 +166,6 @@ class EvaluationSweep(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the rows of the checkpoint."""
         self.rows = list(state_dict["rows"])
-
-
-def _simulators(environment: EnvironmentSpec, trainer: L.Trainer) -> EnvironmentPool:
-    datamodule = _datamodule(trainer)
-    return EnvironmentPool(
-        environment, datamodule.num_workers, datamodule.hang_seconds, trainer.local_rank
-    )
 
 
 def _datamodule(trainer: L.Trainer) -> RolloutDataModule:

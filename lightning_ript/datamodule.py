@@ -180,7 +180,7 @@ class RolloutDataModule(L.LightningDataModule):
                 "RolloutDataModule collects anew every epoch: set "
                 "trainer.reload_dataloaders_every_n_epochs to 1."
             )
-        self.environment.check()
+        self.check_environment(self.environment)
         tasks = len(self.environment.tasks())
         if (self.eval_states_per_task or self.trainer.world_size) * tasks < self.trainer.world_size:
             raise ValueError(
@@ -200,18 +200,40 @@ class RolloutDataModule(L.LightningDataModule):
         self.module.policy.prepare(self.environment.tasks())
         self.module.success_rate.reset_tasks(self.environment.tasks())
 
+    def check_environment(self, environment: EnvironmentSpec) -> None:
+        """Refuses an environment that cannot run on this machine or with this module's settings.
+
+        Args:
+            environment: What episodes are to be run in.
+
+        Raises:
+            ValueError: If a setting is wrong.
+            OSError: If something is missing on this machine.
+        """
+        environment.check()
+        if self.num_workers < environment.least_workers:
+            raise ValueError(
+                f"num_workers is {self.num_workers}, but must be {environment.least_workers} or "
+                f"more for {type(environment).__name__}, whose simulators crash beside torch."
+            )
+
     @property
     def pool(self) -> EnvironmentPool:
         """The simulators, started when they are first needed."""
         if self._pool is None:
-            assert self.trainer is not None
-            self._pool = EnvironmentPool(
-                self.environment,
-                self.num_workers,
-                self.hang_seconds,
-                self.trainer.local_rank,
-            )
+            self._pool = self.make_pool(self.environment)
         return self._pool
+
+    def make_pool(self, environment: EnvironmentSpec) -> EnvironmentPool:
+        """Simulators of any environment with this module's settings, which draw on this rank's GPU.
+
+        Args:
+            environment: What to build in every slot.
+        """
+        assert self.trainer is not None
+        gpu = self.trainer.strategy.root_device.index  # None without one
+        device = self.trainer.local_rank if gpu is None else gpu
+        return EnvironmentPool(environment, self.num_workers, self.hang_seconds, device)
 
     def teardown(self, stage: str) -> None:
         """Ends the simulators."""

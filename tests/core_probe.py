@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from lightning_ript.contexts import SampledContexts
 from lightning_ript.envs.toy import ToyEnvironment, ToySpec
@@ -56,8 +58,8 @@ class FaultyEnvironment(ToyEnvironment):
 class CuriousSpec(ToySpec):
     """Tells in `gripper_states` whether the process has torch."""
 
-    def worker_variables(self, local_rank):
-        return {"CURIOUS_RANK": str(local_rank)}
+    def worker_variables(self, device):
+        return {"CURIOUS_DEVICE": str(device)}
 
     def make(self):
         return CuriousEnvironment()
@@ -68,6 +70,17 @@ class CuriousEnvironment(ToyEnvironment):
         observation = dict(super().reset(context, record))
         observation["gripper_states"][:] = "torch" in sys.modules
         return observation
+
+
+@dataclass(frozen=True)
+class BulkySpec(ToySpec):
+    """Its arrays go through shared memory, as requests' arrays do."""
+
+    bulk: np.ndarray = field(default_factory=lambda: np.arange(5, dtype=np.float64))
+
+    def make(self):
+        assert np.array_equal(self.bulk, np.arange(5))
+        return ToyEnvironment()
 
 
 @dataclass(frozen=True)

@@ -134,23 +134,17 @@ def test_evaluation_report_names_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("standin", [True, False])
-def test_evaluation_report_says_whether_assets_are_standins(tmp_path, monkeypatch, caplog, standin):
+def test_evaluation_report_says_whether_assets_are_standins(tmp_path, caplog, standin):
     data = Episodes()
-    data.environment = SimpleNamespace(suite="libero_object", assets="somewhere")
-    asked = []
-
-    def resolve(explicit, suite, download):
-        asked.append((explicit, suite, download))
-        return SimpleNamespace(source="a test", standin=standin)
-
-    monkeypatch.setattr("lightning_ript.envs.libero.assets.resolve_assets", resolve)
+    data.environment = SimpleNamespace(
+        found_assets=SimpleNamespace(source="a test", standin=standin)
+    )
     with caplog.at_level(logging.INFO):
         make_trainer(tmp_path, EvaluationReport()).validate(Counter(), data, verbose=False)
     environment = EvaluationResult.read(evaluation_path(tmp_path, "validate")).metadata[
         "environment"
     ]
     assert (environment["assets_source"], environment["standin_assets"]) == ("a test", standin)
-    assert asked == [("somewhere", "libero_object", False)]
     assert ("STAND-IN ASSETS" in caplog.text) is standin
 
 

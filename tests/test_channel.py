@@ -1,5 +1,6 @@
 """Messages whose arrays go through shared memory."""
 
+import errno
 import multiprocessing
 import os
 
@@ -58,3 +59,12 @@ def test_an_end_that_is_gone_is_noticed(ends):
         ours.receive()
     with pytest.raises(BrokenPipeError):
         ours.send(1)
+
+
+def test_memory_that_is_full_is_said(ends, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"has no room for .* bytes .*--shm-size"):
+        ends[0].send(np.zeros(1000))

@@ -79,6 +79,13 @@ def test_bad_libero_settings(capsys, tmp_path, setting, said):
     assert said in line
 
 
+def test_libero_without_workers(capsys, tmp_path):
+    environment = f"--data.init_args.environment={LIBERO}"
+    suite = "--data.init_args.environment.suite=libero_object"
+    line = refusal(capsys, "fit", *SHORT, f"--run_dir={tmp_path}", environment, suite)
+    assert "num_workers is 0, but must be 1 or more for LiberoSpec" in line
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

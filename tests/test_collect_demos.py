@@ -15,7 +15,9 @@ import pytest
 from test_hdf5 import episode
 
 from lightning_ript.demos import collect
+from lightning_ript.demos.check import inspect_folder
 from lightning_ript.demos.collect import attempt_context, collect_demos
+from lightning_ript.demos.find_files import find_files
 from lightning_ript.demos.hdf5 import Episode, read_demonstrations
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.libero.assets import Assets
@@ -60,7 +62,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> type[FakePool]:
     monkeypatch.setattr(collect, "RecorderPool", FakePool)
     monkeypatch.setattr(collect.LiberoSpec, "check", lambda self: self.tasks())
     found = Assets(Path("assets"), "a test", standin=True)
-    monkeypatch.setattr(collect, "resolve_assets", lambda *_, **__: found)
+    monkeypatch.setattr(collect.LiberoSpec, "found_assets", found)
     monkeypatch.setattr(FakePool, "fail", set())
     monkeypatch.setattr(FakePool, "made", [])
     monkeypatch.setattr(FakePool, "stop_after", 10**6)
@@ -182,3 +184,11 @@ def test_a_collected_demonstration_can_be_replayed(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", REPLAY, str(file), assets], check=True, timeout=300, env=variables
     )
+
+
+def test_files_that_are_being_written_are_not_taken(tmp_path: Path, pool: type[FakePool]) -> None:
+    collect_demos(tmp_path, tasks=[0], demos=1)
+    (whole,) = tmp_path.glob("*.hdf5")
+    (tmp_path / f".{whole.stem}.123.hdf5").write_bytes(b"half of it")
+    assert find_files([tmp_path]) == [whole]
+    assert [report.file for report in inspect_folder(tmp_path)] == [whole]

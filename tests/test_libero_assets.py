@@ -1,11 +1,13 @@
 import logging
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 
-from lightning_ript.envs.libero import assets
+from lightning_ript.callbacks.evaluation_report import describe_environment
+from lightning_ript.envs.libero import LiberoSpec, assets, graphics
 
 
 @pytest.fixture
@@ -20,7 +22,8 @@ def nothing(tmp_path, monkeypatch):
 
 
 def pack(folder):
-    (folder / "scenes").mkdir(parents=True)
+    for name in assets.FOLDERS:
+        (folder / name).mkdir(parents=True)
     return folder
 
 
@@ -41,9 +44,18 @@ def test_the_order_of_sources(nothing, monkeypatch):
     assert assets.resolve_assets(str(explicit), "libero_goal").path == explicit
 
 
-def test_workers_do_not_ask_the_hub(nothing, monkeypatch):
+def test_assets_are_settled_once_for_the_workers_too(nothing, monkeypatch):
+    monkeypatch.setattr(graphics, "check_backend", lambda: None)
+    spec = LiberoSpec("libero_object")
+    spec.check()
+    pack(nothing / ".cache" / "libero" / "assets")  # comes too late for this run
     monkeypatch.setattr(assets, "_download", lambda: pytest.fail("the hub was asked"))
-    assert assets.resolve_assets(None, "libero_object", download=False).standin
+    sent = pickle.loads(pickle.dumps(spec))
+    assert sent == spec
+    assert sent.found_assets == spec.found_assets
+    assert sent.found_assets.standin
+    assert describe_environment(sent)["standin_assets"]
+    assert not LiberoSpec("libero_object").found_assets.standin
 
 
 def test_only_libero_object_has_standins(nothing):
@@ -56,7 +68,7 @@ def test_a_folder_that_is_named_must_hold_assets(nothing, monkeypatch, how):
     wrong = str(nothing / "wrong")
     if how == "variable":
         monkeypatch.setenv(assets.ASSETS_VARIABLE, wrong)
-    with pytest.raises(FileNotFoundError, match=f"{wrong}, which is no folder of LIBERO assets"):
+    with pytest.raises(FileNotFoundError, match=f"{wrong}, which is no folder of LIBERO's assets"):
         assets.resolve_assets(wrong if how == "setting" else None, "libero_object")
 
 
@@ -94,20 +106,32 @@ def test_a_download_counts_only_when_complete(monkeypatch, tmp_path):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    whole = tmp_path / ".cache" / "libero" / "assets"
     broken = [True]
 
     def snapshot(*_args, local_dir, **_kwargs):
+        asked.append(1)
         os.makedirs(os.path.join(local_dir, "scenes"), exist_ok=True)
         if broken:
             raise ConnectionError("cut off")
+        for name in assets.FOLDERS:
+            os.makedirs(os.path.join(local_dir, name), exist_ok=True)
 
+    asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert assets._download() is None
-    assert not (tmp_path / ".cache" / "libero" / "assets").exists()
+    assert not whole.exists()
+    # What hf-libero leaves when its download is interrupted lies where the whole would.
+    (whole / "scenes" / "kept").mkdir(parents=True)
+    assert assets._download() is None
+    assert not whole.exists()
     broken.clear()
-    folder = assets._download()
-    assert folder == tmp_path / ".cache" / "libero" / "assets"
-    assert (folder / "scenes").is_dir()
+    assert assets._download() == whole
+    assert not assets._missing(whole)
+    assert (whole / "scenes" / "kept").is_dir()
+    assert len(asked) == 3
+    assert assets._download() == whole  # as a rank does that has waited for another
+    assert len(asked) == 3
 
 
 def test_libero_is_configured_without_a_question(tmp_path):

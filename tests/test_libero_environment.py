@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lightning_ript.envs.libero import LiberoSpec, graphics
-from lightning_ript.envs.libero.assets import ASSETS_VARIABLE, cache_folder
+from lightning_ript.envs.libero.assets import ASSETS_VARIABLE, FOLDERS, cache_folder
 from lightning_ript.types import Perturbation
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +18,8 @@ REAL_ASSETS = Path(os.environ.get(ASSETS_VARIABLE, ROOT / "../shared/libero-asse
 
 @pytest.fixture(autouse=True)
 def _assets(tmp_path, monkeypatch):
-    (tmp_path / "scenes").mkdir()
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
     monkeypatch.setenv(ASSETS_VARIABLE, str(tmp_path))
 
 
@@ -85,13 +86,37 @@ def test_ranks_draw_on_their_own_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     assert spec.worker_variables(1) == {}
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    assert spec.worker_variables(1) == {}  # in software: there is no device
+    chosen = spec.worker_variables(1)["MUJOCO_EGL_DEVICE_ID"]
+    assert chosen == "0"  # in software: there is no other
     for name in ("nvidia0", "nvidia1", "nvidiactl"):
         (tmp_path / name).touch()
     chosen = [spec.worker_variables(rank)["MUJOCO_EGL_DEVICE_ID"] for rank in range(3)]
     assert chosen == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
-    assert spec.worker_variables(1) == {"MUJOCO_EGL_DEVICE_ID": "5"}
+    # robosuite insists on finding the one among the other.
+    assert spec.worker_variables(1) == {"MUJOCO_EGL_DEVICE_ID": "5", "CUDA_VISIBLE_DEVICES": "5"}
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "4")
+    assert spec.worker_variables(1)["MUJOCO_EGL_DEVICE_ID"] == "4"
+
+
+@pytest.mark.parametrize("visible", ["-1", ""])
+def test_hidden_gpus_do_not_draw(monkeypatch, tmp_path, visible):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(graphics, "Path", lambda _: tmp_path)
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert graphics.choose_backend() == "osmesa"
+
+
+def test_a_gpu_without_a_number_is_refused(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5f3c")
+    with pytest.raises(ValueError, match=r"names a GPU 'MIG-5f3c'.*set MUJOCO_EGL_DEVICE_ID"):
+        LiberoSpec("libero_object").check()
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "2")
+    chosen = LiberoSpec("libero_object").worker_variables(0)
+    assert chosen == {"MUJOCO_EGL_DEVICE_ID": "2", "CUDA_VISIBLE_DEVICES": "2"}
 
 
 def test_spec_is_picklable_and_counts_the_benchmark_states():

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from core_probe import CuriousSpec, FaultySpec
+from core_probe import BulkySpec, CuriousSpec, FaultySpec
 
 from lightning_ript.envs.base import WorkerError
+from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.envs.toy import ToyEnvironment, ToySpec
 from lightning_ript.types import ChunkResult
@@ -124,9 +126,22 @@ def test_workers_start_when_needed_and_not_all_at_once():
         assert [worker is not None for worker in pool._workers] == [True] * 4 + [False]
 
 
-def test_workers_get_the_variables_of_their_rank():
-    with EnvironmentPool(CuriousSpec(), 1, local_rank=3) as pool:
-        assert pool._variables["CURIOUS_RANK"] == "3"
+def test_workers_get_the_variables_of_their_device():
+    with EnvironmentPool(CuriousSpec(), 1, device=3) as pool:
+        assert pool._variables["CURIOUS_DEVICE"] == "3"
+
+
+def test_what_a_worker_builds_and_its_first_request_do_not_overwrite_each_other():
+    context = replace(CONTEXTS[0], init_state=np.full(4, 0.25))
+    with EnvironmentPool(BulkySpec(), 1) as pool:
+        pool.reset(0, context)
+        ((_, observation),) = pool.wait()
+    assert np.array_equal(observation["ee_pos"], ToyEnvironment().reset(context)["ee_pos"])
+
+
+def test_simulators_that_crash_beside_torch_need_workers():
+    with pytest.raises(ValueError, match="num_workers is 0, but must be 1 or more"):
+        EnvironmentPool(LiberoSpec("libero_object"), 0)
 
 
 def test_replaced_workers_leave_no_open_files():

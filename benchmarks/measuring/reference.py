@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lightning_ript.envs.libero import LiberoSpec, graphics
-from lightning_ript.envs.libero.assets import configure_libero, resolve_assets
+from lightning_ript.envs.libero.assets import configure_libero
 from lightning_ript.envs.libero.suites import bddl_path, libero_root
 from lightning_ript.types import Observation, Task
 from measuring.clock import Clock
@@ -61,7 +61,7 @@ class Reference:
 
     def __init__(self, spec: LiberoSpec, task: Task) -> None:
         graphics.use_backend()
-        configure_libero(resolve_assets(spec.assets, spec.suite, download=False).path)
+        configure_libero(spec.found_assets.path)
         from libero.libero.envs import OffScreenRenderEnv
 
         self._clock = Clock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -49,9 +50,11 @@ class TimedSpec:
 
     libero: LiberoSpec
 
-    def worker_variables(self, local_rank: int) -> dict[str, str]:
+    least_workers: ClassVar[int] = 1
+
+    def worker_variables(self, device: int) -> dict[str, str]:
         """As the environment's."""
-        return self.libero.worker_variables(local_rank)
+        return self.libero.worker_variables(device)
 
     def make(self) -> TimedEnvironment:
         """Called inside the worker."""

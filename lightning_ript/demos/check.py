@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from lightning_ript.demos.find_files import SUFFIX
+from lightning_ript.demos.find_files import SUFFIX, hdf5_files
 from lightning_ript.demos.hdf5 import demonstrations_in, opened
 from lightning_ript.envs.libero.suites import suite_tasks
 from lightning_ript.policies.quest.model import ACTION_DIM, CAMERAS, LOWDIM
@@ -71,7 +71,7 @@ def inspect_folder(folder: Path, suite: str | None = None) -> list[FileReport]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}.")
     if suite is None:
-        files = sorted(folder.glob("*.hdf5"))
+        files = hdf5_files(folder)
         if not files:
             raise FileNotFoundError(f"the folder {folder} holds no .hdf5 file of demonstrations.")
     return [inspect(file) for file in tqdm(files, "checking", unit="file", delay=2, leave=False)]

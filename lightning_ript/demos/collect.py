@@ -14,7 +14,6 @@ from lightning_ript.demos.hdf5 import DemonstrationWriter, Episode
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.libero import LiberoSpec
-from lightning_ript.envs.libero.assets import resolve_assets
 from lightning_ript.envs.libero.graphics import Render
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.progress import progress_bar
@@ -137,7 +136,7 @@ def collect_demos(
         "render": render,
         "noise": noise,
         "init_joint_noise": init_joint_noise,
-        "standin_assets": resolve_assets(assets, suite, download=False).standin,
+        "standin_assets": libero.found_assets.standin,
     }
     writers = [
         DemonstrationWriter(out / f"{task.name}_demo.hdf5", task, image_size, settings)

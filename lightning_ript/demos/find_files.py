@@ -10,6 +10,11 @@ from lightning_ript.types import Task
 SUFFIX = "_demo.hdf5"  # a task's file is `<task name>_demo.hdf5`, in LIBERO as here
 
 
+def hdf5_files(folder: Path) -> list[Path]:
+    """The folder's HDF5 files, without those that are still being written, which are hidden."""
+    return [file for file in sorted(folder.glob("*.hdf5")) if not file.name.startswith(".")]
+
+
 def find_files(places: Sequence[str | Path], tasks: Sequence[Task] | None = None) -> list[Path]:
     """Expands folders into the HDF5 files they hold.
 
@@ -30,7 +35,7 @@ def find_files(places: Sequence[str | Path], tasks: Sequence[Task] | None = None
     folders: list[str] = []
     for place in map(Path, places):
         if place.is_dir():
-            found = sorted(place.glob("*.hdf5"))
+            found = hdf5_files(place)
             if not found:
                 raise FileNotFoundError(f"The folder {place} holds no .hdf5 file of demonstrations")
             files += [file for file in found if wanted is None or task_name(file) in wanted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,9 +25,11 @@ class RecorderSpec:
     libero: LiberoSpec
     noise: float = 0.0
 
-    def worker_variables(self, local_rank: int) -> dict[str, str]:
+    least_workers: ClassVar[int] = 1
+
+    def worker_variables(self, device: int) -> dict[str, str]:
         """As the environment's."""
-        return self.libero.worker_variables(local_rank)
+        return self.libero.worker_variables(device)
 
     def make(self) -> Recorder:
         """Builds the recorder; called inside the worker."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -54,6 +54,9 @@ class EnvironmentSpec(ABC):
     max_steps: int
     """Control steps after which an episode has failed."""
 
+    least_workers: ClassVar[int] = 0
+    """1 where it cannot run in the main process: drawing by software GL crashes beside torch."""
+
     @abstractmethod
     def tasks(self) -> Sequence[Task]:
         """The tasks this environment can run, cheaply (no simulator is started)."""
@@ -66,11 +69,11 @@ class EnvironmentSpec(ABC):
     def check(self) -> None:
         """Raises with one clear sentence when this machine cannot run the environment."""
 
-    def worker_variables(self, local_rank: int) -> dict[str, str]:
-        """Environment variables of a worker that serves a rank, e.g. to share out the GPUs.
+    def worker_variables(self, device: int) -> dict[str, str]:
+        """Environment variables of a rank's workers, e.g. to share out the GPUs.
 
         Args:
-            local_rank: Number of the rank on its machine.
+            device: Number of the rank's GPU among those that it may use.
         """
         return {}
 

@@ -42,6 +42,7 @@ class Channel:
 
         Raises:
             BrokenPipeError: If the other end is gone.
+            OSError: If there is no memory left to share.
         """
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
@@ -86,6 +87,17 @@ class Channel:
                 self._map.close()
             size = -(-size // _PAGE) * _PAGE
             if os.fstat(self._memory).st_size < size:
-                os.ftruncate(self._memory, size)
+                self._allocate(size)
             self._map = mmap.mmap(self._memory, os.fstat(self._memory).st_size)
         return self._map
+
+    def _allocate(self, size: int) -> None:
+        try:
+            os.posix_fallocate(self._memory, 0, size)  # else a full disk kills who writes first
+        except OSError as error:
+            folder = _SHARED if _SHARED.is_dir() else tempfile.gettempdir()
+            raise OSError(
+                error.errno,
+                f"{folder} has no room for {size} bytes that a simulator shares with its parent: "
+                "make it larger (docker run --shm-size=1g) or set fewer num_workers",
+            ) from error

@@ -58,10 +58,11 @@ class EnvironmentPool:
         num_workers: Worker processes, one slot each; 0 runs all environments in this process, for
             those that are cheap and need no GL.
         hang_seconds: A request that takes longer has hung.
-        local_rank: Number of this rank on its machine.
+        device: Number of the GPU that this rank's simulators draw on, among those it may use.
 
     Raises:
-        ValueError: If a number makes no sense.
+        ValueError: If a number makes no sense, or the environment needs a process of its own and
+            there are no workers.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class EnvironmentPool:
         spec: EnvironmentSpec,
         num_workers: int,
         hang_seconds: float = 600.0,
-        local_rank: int = 0,
+        device: int = 0,
     ) -> None:
-        if num_workers < 0:
-            raise ValueError(f"num_workers is {num_workers}, but must be 0 or more.")
+        least = spec.least_workers
+        if num_workers < least:
+            raise ValueError(f"num_workers is {num_workers}, but must be {least} or more.")
         if not hang_seconds > 0:
             raise ValueError(f"hang_seconds is {hang_seconds}, but must be positive.")
         self._spec = spec
@@ -90,8 +92,8 @@ class EnvironmentPool:
         self._variables = {
             "OMP_NUM_THREADS": "1",
             "LP_NUM_THREADS": "1",
-            **spec.worker_variables(local_rank),
             **os.environ,
+            **spec.worker_variables(device),
         }
 
     @property
@@ -129,8 +131,7 @@ class EnvironmentPool:
         while self._unsent and starting < self._starting_at_once:
             slot, request = self._unsent.popleft()
             self._workers[slot] = self._start()
-            self._send(slot, self._spec)
-            self._send(slot, request)
+            self._send(slot, (self._spec, request))
             starting += 1
 
     def _start(self) -> _Worker:

@@ -17,13 +17,18 @@ from lightning_ript.envs.channel import Channel
 
 
 def serve(channel: Channel) -> None:
-    """Answers `(method, *arguments)` messages about one environment until the parent hangs up."""
+    """Answers messages about one environment until the parent hangs up.
+
+    The first is `(spec, request)`, the others are requests: `(method, *arguments)`.
+    """
     environment: Environment | None = None
     try:
-        environment = channel.receive().make()
+        spec, request = channel.receive()
+        environment = spec.make()
         while True:
-            method, *arguments = channel.receive()
+            method, *arguments = request
             channel.send(getattr(environment, method)(*arguments))
+            request = channel.receive()
     except (EOFError, ConnectionError):
         return  # The parent has closed the pool, or is gone.
     except Exception as error:

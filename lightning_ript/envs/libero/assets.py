@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from lightning_ript.envs.libero.suites import libero_root
 from lightning_ript.files import cache_folder
@@ -17,6 +20,15 @@ log = logging.getLogger(__name__)
 ASSETS_VARIABLE = "LIBERO_ASSETS_PATH"
 HUB_DATASET = "lerobot/libero-assets"
 STANDIN_SUITES = ("libero_object",)
+FOLDERS = (
+    "articulated_objects",
+    "scenes",
+    "stable_hope_objects",
+    "stable_scanned_objects",
+    "textures",
+    "turbosquid_objects",
+)
+"""What LIBERO's assets consist of, to tell a part of them from the whole."""
 
 _HUB_SECONDS = 10.0
 _HOW_TO_GET = (
@@ -55,7 +67,7 @@ class Assets:
             log.info("LIBERO assets: %s (%s).", self.path, self.source)
 
 
-def resolve_assets(explicit: str | None, suite: str, download: bool = True) -> Assets:
+def resolve_assets(explicit: str | None, suite: str) -> Assets:
     """Finds LIBERO's assets.
 
     The first of these that exists wins: the explicit setting, `LIBERO_ASSETS_PATH`, what hf-libero
@@ -64,8 +76,6 @@ def resolve_assets(explicit: str | None, suite: str, download: bool = True) -> A
     Args:
         explicit: The user's setting, or None.
         suite: The suite that is about to run.
-        download: Whether the hub may be asked. Simulator workers do not: the main process has
-            already done so.
 
     Raises:
         FileNotFoundError: If a named folder is not one of LIBERO assets, or nothing was found.
@@ -78,9 +88,9 @@ def resolve_assets(explicit: str | None, suite: str, download: bool = True) -> A
         (libero_root() / "assets", "installed with hf-libero"),
         (_hub_cache(), "hf-libero's cache"),
     ):
-        if (path / "scenes").is_dir():
+        if not _missing(path):
             return Assets(path, source)
-    if download and (downloaded := _download()) is not None:
+    if (downloaded := _download()) is not None:
         return Assets(downloaded, f"downloaded from the hub's {HUB_DATASET}")
     if suite not in STANDIN_SUITES:
         raise FileNotFoundError(
@@ -125,11 +135,12 @@ def _named(folder: str, setting: str, suite: str) -> Assets:
     from lightning_ript.envs.libero.standins import is_standin
 
     path = Path(folder).expanduser().absolute()
-    if not (path / "scenes").is_dir():
-        raise FileNotFoundError(
-            f"{setting} names {path}, which is no folder of LIBERO assets (it has no scenes/)."
-        )
     standin = is_standin(path)
+    if not standin and (missing := _missing(path)):
+        raise FileNotFoundError(
+            f"{setting} names {path}, which is no folder of LIBERO's assets, or not all of one: "
+            f"it has no {', '.join(missing)}."
+        )
     if standin and suite not in STANDIN_SUITES:
         raise FileNotFoundError(
             f"{setting} names {path}, stand-ins of which {suite} cannot be built: {_HOW_TO_GET} "
@@ -138,23 +149,39 @@ def _named(folder: str, setting: str, suite: str) -> Assets:
     return Assets(path, f"named by {setting}", standin)
 
 
+def _missing(folder: Path) -> list[str]:
+    """The folders that assets consist of and this one has not."""
+    return [name for name in FOLDERS if not (folder / name).is_dir()]
+
+
 def _hub_cache() -> Path:
     return Path.home() / ".cache" / "libero" / "assets"  # hf-libero's own choice
 
 
 def _download() -> Path | None:
-    """Downloads the assets to where hf-libero would; None when the hub cannot be reached."""
+    """Downloads the assets to where hf-libero would; None when the hub cannot be reached.
+
+    The folder appears complete or not at all; other processes wait meanwhile. An incomplete one, as
+    hf-libero leaves it when interrupted, is completed.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     folder = _hub_cache()
     partial = folder.with_name(f"{folder.name}.partial")  # an interrupted download goes on there
     try:
-        HfApi().dataset_info(HUB_DATASET, timeout=_HUB_SECONDS)
-        log.info("downloading LIBERO's assets from the hub's %s to %s.", HUB_DATASET, folder)
-        snapshot_download(HUB_DATASET, repo_type="dataset", local_dir=str(partial))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not _missing(folder):
+                return folder  # another process has just done it
+            HfApi().dataset_info(HUB_DATASET, timeout=_HUB_SECONDS)
+            log.info("downloading LIBERO's assets from the hub's %s to %s.", HUB_DATASET, folder)
+            if folder.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+                os.replace(folder, partial)
+            snapshot_download(HUB_DATASET, repo_type="dataset", local_dir=str(partial))
+            os.replace(partial, folder)
     # The hub's client raises its HTTP library's errors, which differ between its versions.
     except Exception as error:
         log.warning("LIBERO's assets could not be downloaded from the hub: %s", error)
         return None
-    os.replace(partial, folder)
     return folder

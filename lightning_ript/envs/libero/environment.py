@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_ript.envs.libero import graphics
-from lightning_ript.envs.libero.assets import configure_libero, resolve_assets
+from lightning_ript.envs.libero.assets import configure_libero
 from lightning_ript.envs.libero.spec import LiberoSpec
 from lightning_ript.types import ChunkResult, Context, Observation, Task
 
@@ -31,8 +31,7 @@ class LiberoEnvironment:
 
     def __init__(self, spec: LiberoSpec) -> None:
         graphics.use_backend()
-        assets = resolve_assets(spec.assets, spec.suite, download=False)
-        configure_libero(assets.path)
+        configure_libero(spec.found_assets.path)
         self._spec = spec
         self._simulations: OrderedDict[str, TaskSimulation] = OrderedDict()
         self._current: TaskSimulation | None = None

@@ -2,10 +2,9 @@
 
 robosuite runs a substep as forward, controller (which runs forward again) and step, and asks every
 observable whether it is due. MuJoCo's `mj_step1` computes all that the controller reads, `mj_step2`
-the rest, so one pass is enough. What differs is where the constraint solver starts. Measured over
-104 random actions, positions agree to 1e-11; when the hand drives into objects, contacts amplify
-rounding as they do between any two solvers, and differences of 1e-6, once of 4e-4 on the object
-hit, were seen.
+the rest, so one pass is enough. What differs is where the constraint solver starts, by rounding,
+which contacts amplify as they do between any two solvers. `benchmarks/fast_mode.py` measures how
+much; docs/performance.md has what it found.
 """
 
 from __future__ import annotations

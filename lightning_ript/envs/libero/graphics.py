@@ -15,14 +15,15 @@ CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"
 
 Render = Literal["full", "light"]
 
+_DEVICE = "MUJOCO_EGL_DEVICE_ID"
 _LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
 
 
 def choose_backend() -> str:
-    """The value MUJOCO_GL has, or should have: EGL on an NVIDIA device, else software."""
+    """The value MUJOCO_GL has, or should have: EGL on a visible NVIDIA GPU, else software."""
     if chosen := os.environ.get("MUJOCO_GL", "").lower().strip():
         return chosen
-    return "egl" if any(Path("/dev").glob("nvidia[0-9]*")) else "osmesa"
+    return "egl" if _gpus() else "osmesa"
 
 
 def check_backend() -> None:
@@ -32,6 +33,7 @@ def check_backend() -> None:
         ValueError: If MUJOCO_GL names something that cannot draw off screen.
         OSError: If the OpenGL library is missing.
     """
+    device_variables(0)
     backend = choose_backend()
     if backend not in _LIBRARIES:
         raise ValueError(
@@ -55,18 +57,32 @@ def use_backend() -> None:
         log.info("MUJOCO_GL was not set; drawing with %s.", backend)
 
 
-def device_variables(local_rank: int) -> dict[str, str]:
+def device_variables(device: int) -> dict[str, str]:
     """What tells a worker to draw on its rank's GPU; nothing where software draws.
 
     Args:
-        local_rank: Number of the rank on its machine.
+        device: Number of the GPU among those that CUDA_VISIBLE_DEVICES lists. More numbers than
+            GPUs begin again at the first.
+
+    Raises:
+        ValueError: If the GPU has no number that EGL knows it by.
     """
     if choose_backend() != "egl":
         return {}
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        devices = visible.split(",")
-    else:
-        devices = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-    if not devices:
-        return {}  # Mesa's EGL, in software
-    return {"MUJOCO_EGL_DEVICE_ID": devices[local_rank % len(devices)].strip()}
+    gpus = _gpus() or ["0"]  # Mesa's EGL, in software
+    chosen = os.environ.get(_DEVICE, gpus[device % len(gpus)])
+    if not chosen.isdigit():
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES names a GPU {chosen!r}, but EGL knows GPUs by number only: set "
+            f"{_DEVICE} to the number of the one to draw on, or MUJOCO_GL=osmesa."
+        )
+    # robosuite wants the one among the other; workers use CUDA for nothing else.
+    return {_DEVICE: chosen, "CUDA_VISIBLE_DEVICES": chosen}
+
+
+def _gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    return [name for each in visible.split(",") if (name := each.strip()) not in ("", "-1")]

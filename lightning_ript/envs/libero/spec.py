@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import cached_property
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
 from lightning_ript.envs.base import Environment, EnvironmentSpec
 from lightning_ript.envs.libero import graphics
-from lightning_ript.envs.libero.assets import resolve_assets
+from lightning_ript.envs.libero.assets import Assets, resolve_assets
 from lightning_ript.envs.libero.graphics import CAMERAS, Render
 from lightning_ript.envs.libero.suites import find_tasks, init_states
 from lightning_ript.types import Context, Task
@@ -32,7 +33,7 @@ class LiberoSpec(EnvironmentSpec):
             objects come to rest.
         cameras: Observation keys of the cameras that a policy sees.
         mode: `exact` repeats LIBERO's stepping bit for bit; `fast` does the same physics with a
-            quarter of the work (see `fast_step` for how close it stays).
+            quarter of the work (docs/performance.md has how close it stays).
         render: `full` gives LIBERO's own pixels; `light` draws meshes with fewer triangles and
             without shadows and reflections, several times as fast in software. Train and evaluate
             with the same; checkpoints from elsewhere want `full`.
@@ -53,6 +54,17 @@ class LiberoSpec(EnvironmentSpec):
     assets: str | None = None
     init_joint_noise: float = 0.02
     max_compiled: int = 2
+
+    least_workers: ClassVar[int] = 1
+
+    @cached_property
+    def found_assets(self) -> Assets:
+        """The assets that are used; settled once, and for the workers this is sent to as well.
+
+        Raises:
+            FileNotFoundError: If there are none.
+        """
+        return resolve_assets(self.assets, self.suite)
 
     def tasks(self) -> Sequence[Task]:
         """The chosen tasks.
@@ -95,11 +107,11 @@ class LiberoSpec(EnvironmentSpec):
         if not 0 <= self.init_joint_noise < np.inf:
             raise ValueError(f"init_joint_noise is {self.init_joint_noise}, but must be 0 or more.")
         graphics.check_backend()
-        resolve_assets(self.assets, self.suite).announce()
+        self.found_assets.announce()
 
-    def worker_variables(self, local_rank: int) -> dict[str, str]:
+    def worker_variables(self, device: int) -> dict[str, str]:
         """Each rank's workers draw on its own GPU."""
-        return graphics.device_variables(local_rank)
+        return graphics.device_variables(device)
 
     def make(self) -> Environment:
         """Builds the environment; this process must hold no torch, see the developers' guide."""
