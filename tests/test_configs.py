@@ -82,7 +82,7 @@ def test_trainers_run_without_gpus(trainer, numbers, tmp_path):
     """On two processes of this machine, as there is no other."""
     config = f"--config=configs/trainers/{trainer}.yaml"
     process = start(tmp_path, 1, config, "--trainer.accelerator=cpu", *numbers)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert (tmp_path / "checkpoints/last.ckpt").is_file()
 

@@ -77,7 +77,7 @@ def start(*args, **kwargs):
 
 def finish(process):
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     finally:
         with suppress(ProcessLookupError):  # a second rank that waits for the first
             os.killpg(process.pid, signal.SIGKILL)

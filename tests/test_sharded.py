@@ -44,7 +44,7 @@ def watched(run_dir):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert "Warning" not in err
     return err
@@ -219,7 +219,7 @@ def test_lightnings_fsdp_wants_a_gpu(tmp_path, capsys):
 def test_terminated_shards_end_and_go_on(runs, tmp_path):
     signalled = interrupting(tmp_path, history(runs["alone"])[:2], "SIGTERM")
     process = start(tmp_path, 2, *LEARNING, *on_two("fsdp2"), *signalled)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Stopped by SIGTERM" in err
     assert len(history(tmp_path)) == 1, err

@@ -63,7 +63,7 @@ def test_a_failed_run_fails_the_job(cluster, monkeypatch):
 
 
 def test_a_job_out_of_time_is_queued_again(cluster, monkeypatch):
-    monkeypatch.setenv("SRUN_DOES", "sleep 2")
+    monkeypatch.setenv("SRUN_DOES", "sleep 4")
     job = subprocess.Popen(["bash", SCRIPT, "fit"], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not cluster.exists() and time.monotonic() < deadline:
