@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 from robosuite.utils import transform_utils
 
-from lightning_ript.envs.libero.operational_space import arm_torques, read_arm
+from lightning_ript.envs.libero.operational_space import arm_torques, present_torques
 
 SUBSTEPS = 25
 OBSERVED_SUBSTEP = 23
@@ -38,16 +38,16 @@ class FastStepper:
         controller = robot.controller
         site = robot.eef_site_id
         dofs = np.array(controller.qvel_index)
+        self._site = site
+        self._jacobians = np.zeros((3, model.nv)), np.zeros((3, model.nv))
         # Views: MuJoCo writes into them.
         self._arm = (
             data.site_xpos[site],
             data.site_xmat[site],
-            data.xaxis,
-            data.xanchor,
+            *self._jacobians,
             data.qpos,
             data.qvel,
             data.qM,
-            model.dof_jntid[dofs].astype(int),
             np.array(controller.qpos_index),
             dofs,
             _mass_index(model, dofs),
@@ -73,10 +73,13 @@ class FastStepper:
         self._stale: tuple[np.ndarray, ...] | None = (
             np.array(controller.ee_pos),
             np.array(controller.ee_ori_mat),
-            np.concatenate([controller.ee_pos_vel, controller.ee_ori_vel]),
+            np.array(controller.ee_pos_vel),
+            np.array(controller.ee_ori_vel),
             np.array(controller.joint_pos),
             np.array(controller.joint_vel),
             np.array(controller.J_full),
+            np.array(controller.J_pos),
+            np.array(controller.J_ori),
             np.array(controller.mass_matrix),
         )
 
@@ -91,25 +94,18 @@ class FastStepper:
             FloatingPointError: If the arm's inertia is singular.
         """
         model, data = self._model, self._data
-        low, high = self._torque_limits
         fingers = self._fingers(action[6:])
         for substep in range(SUBSTEPS):
             mujoco.mj_step1(model, data)
-            if self._stale is None:
-                seen = read_arm(*self._arm)
-            else:
-                seen, self._stale = self._stale, None
             if substep == 0:
-                self._set_goal(action[:6], seen)
+                self._set_goal(action[:6])
             try:
-                torques = arm_torques(
-                    *seen, self._goal_position, self._goal_rotation, self._posture, *self._gains
-                )
+                torques = self._torques()
             except np.linalg.LinAlgError as error:
                 raise FloatingPointError(
                     "the arm's inertia is singular: the simulation has diverged."
                 ) from error
-            self._ctrl[self._motors] = (torques + self._bias[self._dofs]).clip(low, high)
+            self._ctrl[self._motors] = torques
             self._ctrl[self._finger_motors] = fingers[substep]
             mujoco.mj_step2(model, data)
             if observe is not None and substep == OBSERVED_SUBSTEP:
@@ -126,12 +122,23 @@ class FastStepper:
             before = now
         return controls
 
-    def _set_goal(self, delta: np.ndarray, seen: tuple[np.ndarray, ...]) -> None:
+    def _torques(self) -> np.ndarray:
+        aims = (self._goal_position, self._goal_rotation, self._posture, *self._gains)
+        if self._stale is None:
+            mujoco.mj_jacSite(self._model, self._data, *self._jacobians, self._site)
+            return present_torques(*self._arm, *aims, self._bias, *self._torque_limits)
+        seen, self._stale = self._stale, None
+        return arm_torques(seen, *aims, self._bias[self._dofs], *self._torque_limits)
+
+    def _set_goal(self, delta: np.ndarray) -> None:
+        position, rotation = self._arm[0], self._arm[1].reshape(3, 3)
+        if self._stale is not None:
+            position, rotation = self._stale[:2]
         delta = self._robot.controller.scale_action(delta)
         if np.abs(delta[3:]).max() > 0.0:  # otherwise the last rotation goal stays
             turn = transform_utils.quat2mat(transform_utils.axisangle2quat(delta[3:]))
-            self._goal_rotation = turn @ seen[1]
-        self._goal_position = seen[0] + delta[:3]
+            self._goal_rotation = np.dot(turn, rotation)
+        self._goal_position = position + delta[:3]
 
 
 def _mass_index(model: mujoco.MjModel, dofs: np.ndarray) -> np.ndarray:

@@ -1,28 +1,27 @@
 """The arm's controller, compiled: it runs 500 times per simulated second.
 
 Operational space control (Khatib 1987) with position and rotation uncoupled, fixed impedance and a
-posture in the null space: the arithmetic of robosuite's OSC_POSE.
+posture in the null space: robosuite's OSC_POSE, with its compiled functions and otherwise in its
+order of operations and its memory layouts, so that every bit of the torques is the same. The layouts
+decide which BLAS kernel computes a product, and so how it is rounded.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
-
-_POSTURE_KP = 10.0
-_POSTURE_KD = 2 * np.sqrt(_POSTURE_KP)
+from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
 
 @njit(cache=True)
 def read_arm(
     position: np.ndarray,
     rotation: np.ndarray,
-    axes: np.ndarray,
-    anchors: np.ndarray,
+    moves: np.ndarray,
+    turns: np.ndarray,
     qpos: np.ndarray,
     qvel: np.ndarray,
     inertia: np.ndarray,
-    joints: np.ndarray,
     positions: np.ndarray,
     velocities: np.ndarray,
     inertia_index: np.ndarray,
@@ -32,81 +31,105 @@ def read_arm(
     Args:
         position: The hand's site (3,), m.
         rotation: Its rotation matrix, row by row (9,).
-        axes: All joints' axes in the world (njnt, 3).
-        anchors: All joints' anchors in the world (njnt, 3), m.
+        moves: Jacobian of its position (3, nv).
+        turns: Jacobian of its rotation (3, nv).
         qpos: All positions (nq,).
         qvel: All velocities (nv,).
         inertia: MuJoCo's sparse mass matrix (nM,).
-        joints: The arm's hinges, from base to hand (n,) int; n is 7 for a Panda.
-        positions: Their places in `qpos` (n,) int.
+        positions: Places of the arm's joints in `qpos`, from base to hand (n,) int; n is 7 for a
+            Panda.
         velocities: Their places in `qvel` (n,) int.
         inertia_index: Where `inertia` keeps the arm's rows and columns (n, n) int.
 
     Returns:
-        The hand's position (3,), rotation (3, 3) and twist (6,), joint positions (n,) and
-        velocities (n,), Jacobian (6, n), mass matrix (n, n).
+        The hand's position (3,), rotation (3, 3), velocity (3,) and angular velocity (3,), joint
+        positions (n,) and velocities (n,); column by column the Jacobians of both (6, n), of
+        position (3, n) and of rotation (3, n), and the mass matrix (n, n).
     """
-    n = len(joints)
-    jacobian, mass = np.empty((6, n)), np.empty((n, n))
+    n = len(positions)
+    both, linear, angular = np.empty((n, 6)).T, np.empty((n, 3)).T, np.empty((n, 3)).T
+    mass = np.empty((n, n)).T
     angles, speeds = np.empty(n), np.empty(n)
     for i in range(n):
         angles[i], speeds[i] = qpos[positions[i]], qvel[velocities[i]]
-        axis, lever = axes[joints[i]], position - anchors[joints[i]]
-        jacobian[0, i] = axis[1] * lever[2] - axis[2] * lever[1]
-        jacobian[1, i] = axis[2] * lever[0] - axis[0] * lever[2]
-        jacobian[2, i] = axis[0] * lever[1] - axis[1] * lever[0]
-        jacobian[3:, i] = axis
+        for j in range(3):
+            both[j, i] = linear[j, i] = moves[j, velocities[i]]
+            both[3 + j, i] = angular[j, i] = turns[j, velocities[i]]
         for j in range(n):
             mass[i, j] = inertia[inertia_index[i, j]]
     turned = rotation.copy().reshape(3, 3)
-    return position.copy(), turned, jacobian @ speeds, angles, speeds, jacobian, mass
+    velocity, spin = np.dot(moves, qvel), np.dot(turns, qvel)
+    return position.copy(), turned, velocity, spin, angles, speeds, both, linear, angular, mass
 
 
 @njit(cache=True)
 def arm_torques(
-    position: np.ndarray,
-    rotation: np.ndarray,
-    twist: np.ndarray,
-    angles: np.ndarray,
-    speeds: np.ndarray,
-    jacobian: np.ndarray,
-    mass: np.ndarray,
+    seen: tuple,
     goal_position: np.ndarray,
     goal_rotation: np.ndarray,
     posture: np.ndarray,
     kp: np.ndarray,
     kd: np.ndarray,
+    bias: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
 ) -> np.ndarray:
-    """Joint torques (n,) in N m that pull the hand to its goal, without the bias forces.
+    """Joint torques (n,) in N m that pull the hand to its goal.
 
     Args:
-        position: See `read_arm`, as all up to `mass`.
-        rotation: See `read_arm`.
-        twist: See `read_arm`.
-        angles: See `read_arm`.
-        speeds: See `read_arm`.
-        jacobian: See `read_arm`.
-        mass: See `read_arm`.
+        seen: What `read_arm` returns.
         goal_position: (3,), m.
         goal_rotation: (3, 3).
         posture: Joint angles to prefer (n,), rad.
         kp: Stiffness (6,).
         kd: Damping (6,).
+        bias: Gravity, Coriolis and centrifugal forces on the joints (n,), N m.
+        low: Least torques (n,).
+        high: Largest torques (n,).
     """
-    turn = goal_rotation @ rotation.T
-    error = np.empty(6)
-    error[:3] = goal_position - position
-    error[3] = 0.5 * (turn[2, 1] - turn[1, 2])
-    error[4] = 0.5 * (turn[0, 2] - turn[2, 0])
-    error[5] = 0.5 * (turn[1, 0] - turn[0, 1])
-    force = kp * error - kd * twist
+    position, rotation, velocity, spin, angles, speeds, both, linear, angular, mass = seen
+    force = (goal_position - position) * kp[:3] + -velocity * kd[:3]
+    moment = orientation_error(goal_rotation, rotation) * kp[3:] + -spin * kd[3:]
+    _, inertia, rotational_inertia, free = opspace_matrices(mass, both, linear, angular)
+    wrench = np.concatenate((np.dot(inertia, force), np.dot(rotational_inertia, moment)))
+    torques = np.dot(both.T, wrench) + bias
+    torques += nullspace_torques(mass, free, posture, angles, speeds)
+    return np.minimum(np.maximum(torques, low), high)
 
-    weighted = np.linalg.solve(mass, jacobian.T.copy())  # M^-1 J^T
-    inertia = jacobian @ weighted  # J M^-1 J^T; its blocks uncouple position and rotation
-    wrench = np.empty(6)
-    wrench[:3] = np.linalg.solve(inertia[:3, :3].copy(), force[:3])
-    wrench[3:] = np.linalg.solve(inertia[3:, 3:].copy(), force[3:])
-    rest = mass @ (_POSTURE_KP * (posture - angles) - _POSTURE_KD * speeds)
-    # (I - J^T Jbar^T) rest, with Jbar = M^-1 J^T (J M^-1 J^T)^-1
-    wrench -= np.linalg.solve(inertia, weighted.T.copy() @ rest)
-    return jacobian.T @ wrench + rest
+
+@njit(cache=True)
+def present_torques(
+    position: np.ndarray,
+    rotation: np.ndarray,
+    moves: np.ndarray,
+    turns: np.ndarray,
+    qpos: np.ndarray,
+    qvel: np.ndarray,
+    inertia: np.ndarray,
+    positions: np.ndarray,
+    velocities: np.ndarray,
+    inertia_index: np.ndarray,
+    goal_position: np.ndarray,
+    goal_rotation: np.ndarray,
+    posture: np.ndarray,
+    kp: np.ndarray,
+    kd: np.ndarray,
+    bias: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> np.ndarray:
+    """`arm_torques` of what `read_arm` sees, in one call; `bias` is of all joints (nv,)."""
+    seen = read_arm(
+        position,
+        rotation,
+        moves,
+        turns,
+        qpos,
+        qvel,
+        inertia,
+        positions,
+        velocities,
+        inertia_index,
+    )
+    own = bias[velocities]
+    return arm_torques(seen, goal_position, goal_rotation, posture, kp, kd, own, low, high)
