@@ -1,4 +1,4 @@
-"""How far fast mode strays from exact mode, and whether it ever changes the outcome of an episode.
+"""Whether fast mode strays from exact mode, and whether it ever changes the outcome of an episode.
 
 python benchmarks/fast_mode.py --episodes 500 [--tasks "[0, 4]"] [--processes 2]
 

@@ -1,8 +1,9 @@
-"""Runs one task as LIBERO does and as exact mode does, for test_libero_arenas.py.
+"""Runs one task as LIBERO does and as both modes do, for test_libero_arenas.py.
 
 `python tests/arena_probe.py ASSETS SUITE TASK OUTPUT`, a program of its own as libero_probe.py is.
 """
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -39,6 +40,9 @@ def main(assets, suite, index, output):
     elsewhere = ours.sim_state()
     found = {f"ours_{key}": np.array(value) for key, value in run_ours(ours, first).items()}
     ours.close()
+    fast = dataclasses.replace(spec, mode="fast").make()
+    found |= {f"fast_{key}": np.array(value) for key, value in run_ours(fast, first).items()}
+    fast.close()
     reference = run_reference(task, first.init_state, SIZE, CHUNKS)
     found |= {f"reference_{key}": np.array(value) for key, value in reference.items()}
     found["articulated"] = [name for name, *_ in moving]

@@ -124,7 +124,6 @@ def main(assets, output):
     exact = spec.make()
     found["refusal_too_early"] = refusal(exact.step_chunk, ACTIONS[0])
     keep("exact", run_ours(exact, contexts[0]))
-    found["positions"] = exact.problem.sim.model.nq
     exact.problem.horizon = 1
     exact.reset(contexts[0])
     found["horizon_steps"] = exact.step_chunk(ACTIONS[0]).steps

@@ -1,4 +1,4 @@
-"""Exact mode is LIBERO bit for bit in every suite and kind of arena, over whole episodes."""
+"""Both modes are LIBERO bit for bit in every suite and kind of arena, over whole episodes."""
 
 import os
 import subprocess
@@ -40,6 +40,12 @@ def seen(request, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     return {"arena": request.param, **np.load(output)}
+
+
+@pytest.mark.libero
+def test_fast_mode_is_libero_bit_for_bit(seen):
+    for what in ("states", "proprioception", "images"):
+        np.testing.assert_array_equal(seen[f"fast_{what}"], seen[f"reference_{what}"])
 
 
 @pytest.mark.libero

@@ -2,9 +2,9 @@
 
 robosuite runs a substep as forward, controller (which runs forward again) and step, and asks every
 observable whether it is due. MuJoCo's `mj_step1` computes all that the controller reads, `mj_step2`
-the rest, so one pass is enough. What differs is where the constraint solver starts, by rounding,
-which contacts amplify as they do between any two solvers. `benchmarks/fast_mode.py` measures how
-much; docs/performance.md has what it found.
+the rest, so one pass is enough: since MuJoCo 3.3.6 a forward pass leaves no trace that the next one
+would see. With the controller's arithmetic in robosuite's order (`operational_space`) every bit of
+the state is the same, which `benchmarks/fast_mode.py` and the tests compare.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Operational space control (Khatib 1987) with position and rotation uncoupled, fixed impedance and a
 posture in the null space: robosuite's OSC_POSE, with its compiled functions and otherwise in its
-order of operations and its memory layouts, so that every bit of the torques is the same. The layouts
+order of operations and its memory layouts, so that every bit of the torques is the same. Layouts
 decide which BLAS kernel computes a product, and so how it is rounded.
 """
 
