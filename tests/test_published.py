@@ -1,9 +1,13 @@
 """What the commands of the published experiments come to: the reference's numbers."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from lightning_ript.cli import main
+from lightning_ript.demos.find_files import task_name
+from lightning_ript.envs.libero.suites import suite_tasks
 
 SUITES = {
     "libero_90": "90",
@@ -203,6 +207,7 @@ def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
         "clip_high": 0.1,
         "max_grad_norm": 1.0,
         "optimizer.lr": lr,
+        "optimizer.weight_decay": 1e-4,
         "policy.lora.r": 32,
         "policy.lora.alpha": 16,
         "policy.forward": "prefix_cache",
@@ -228,3 +233,5 @@ def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
     check(config, {"model": model, "data": data, "trainer": trainer})
     named = value(config["data"], "contexts.files")
     assert len(named) == (1 if tasks == 10 else tasks)
+    known = {task.name for task in suite_tasks(suite)}
+    assert tasks == 10 or {task_name(Path(file)) for file in named} < known

@@ -199,7 +199,7 @@ def test_episodes_of_failed_simulators_run_again_and_come_out_the_same(fault, tm
     spec = FaultySpec(fault=fault, flags=str(tmp_path))
     with EnvironmentPool(SPEC, 0) as pool:
         expected = collect(pool, wanted=2)
-    with EnvironmentPool(spec, 3, hang_seconds=3 if fault == "hang" else 60) as pool:
+    with EnvironmentPool(spec, 3, hang_seconds=15 if fault == "hang" else 60) as pool:
         assert_same(collect(pool, wanted=2), expected)
     assert len(list(tmp_path.iterdir())) >= 2
     assert "is run again in a new one" in caplog.text

@@ -52,6 +52,13 @@ def test_a_config_may_name_another_strategy(cluster, capsys, more, strategy):
     assert (int(trainer["devices"]), trainer["num_nodes"]) == (4, 2)
 
 
+def test_simulators_get_the_cores_of_their_rank(cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    monkeypatch.setenv("SRUN_DOES", f'echo "$SRUN_CPUS_PER_TASK cores" >> {cluster}')
+    subprocess.run(["bash", SCRIPT, "fit"], check=True, timeout=30)
+    assert "12 cores\n" in cluster.read_text()
+
+
 def test_other_commands_get_no_trainer(cluster):
     subprocess.run(["bash", SCRIPT, "collect-demos"], check=True, timeout=30)
     assert cluster.read_text() == "srun lightning-ript collect-demos\n"

@@ -107,7 +107,7 @@ class LoraSizes:
             from peft import LoraConfig
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "LoRA is PEFT's: pip install 'lightning-ript[openvla]'"
+                "LoRA is PEFT's: pip install -e '.[openvla]' in the clone"
             ) from error
         return LoraConfig(
             r=self.r,

@@ -25,7 +25,7 @@ def check_quantization(quantization: Quantization) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModuleNotFoundError(
             f"quantization: {quantization} is done by bitsandbytes: pip install "
-            "'lightning-ript[quantization]', or leave quantization out"
+            "-e '.[quantization]' in the clone, or leave quantization out"
         )
 
 

@@ -22,7 +22,7 @@ def create_encoder(name: str, image_size: int) -> Any:
         import timm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "OpenVLA-OFT's image encoders are timm's: pip install 'lightning-ript[openvla]'"
+            "OpenVLA-OFT's image encoders are timm's: pip install -e '.[openvla]' in the clone"
         ) from error
     if not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} knows no image encoder {name!r}")
