@@ -126,12 +126,19 @@ class RIPTLightningModule(L.LightningModule):
         """Refuses what cannot work.
 
         Raises:
-            ValueError: If the precision is one whose gradients are scaled.
+            ValueError: If the precision is one whose gradients are scaled, or that the policy does
+                not stand.
         """
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError(
                 "trainer.precision 16-mixed scales gradients, which are clipped here unscaled: set "
                 "bf16-mixed."
+            )
+        precision = str(self.trainer.precision_plugin.precision)
+        if precision in ("bf16-true", "16-true") and not self.policy.roundable:
+            raise ValueError(
+                f"trainer.precision {precision} rounds all parameters, and parts of "
+                f"{type(self.policy).__name__} need 32 bits: set bf16-mixed or leave it out."
             )
 
     def configure_model(self) -> None:

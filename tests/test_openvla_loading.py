@@ -57,6 +57,11 @@ def test_loads_every_weight(folder):
     assert model(*tiny.tiny_inputs()).mean.isfinite().all()
 
 
+def test_a_projector_is_not_left_out_in_silence(folder):
+    with pytest.raises(ValueError, match="has a projector of proprioception: set proprio"):
+        load_openvla(folder, proprio=False)
+
+
 def test_single_file_and_dtypes(folder):
     weights = {}
     for shard in sorted(folder.glob("*.safetensors")):

@@ -8,7 +8,7 @@ import torch
 
 from lightning_ript.policies.contract import check_contract
 from lightning_ript.policies.openvla_oft import OpenVLAOFTPolicy
-from lightning_ript.policies.openvla_oft.lora import LoraSizes
+from lightning_ript.policies.openvla_oft.lora import LoraSizes, save_lora
 from lightning_ript.types import Task
 
 tiny = pytest.importorskip("tiny_openvla")  # needs timm
@@ -26,6 +26,17 @@ def make(folder, **settings):
     scale_head = str(folder / "scale_header.pth")
     torch.manual_seed(0)
     return OpenVLAOFTPolicy(str(folder), tiny.UNNORM_KEY, scale_head, **settings)
+
+
+def test_the_scale_head_that_is_named_is_used_though_an_adapter_brings_another(folder, tmp_path):
+    first = make(folder)
+    with torch.no_grad():
+        first.model.scale_head.log_b_head.bias += 1.0
+    save_lora(first.model, tmp_path)
+    head = first.model.scale_head.log_b_head
+    second = make(folder, adapter=str(tmp_path), lora=None).model.scale_head.log_b_head
+    assert torch.equal(second.weight, head.weight)
+    torch.testing.assert_close(second.bias + 1.0, head.bias)
 
 
 def observations(count, seed=0):

@@ -7,6 +7,8 @@ import torch
 from toy_runs import fit, history, weights
 
 from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy
+from lightning_ript.policies.quest import QueSTPolicy
 from lightning_ript.policies.toy import ToyPolicy
 
 FIRST_STEP = [
@@ -33,6 +35,20 @@ def test_scaled_gradients_are_refused():
     module.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
     with pytest.raises(ValueError, match="set bf16-mixed"):
         module.setup("fit")
+
+
+def test_rounded_parameters_are_refused_where_a_policy_does_not_stand_them():
+    policy = ToyPolicy()
+    policy.roundable = False
+    module = RIPTLightningModule(policy)
+    for precision in ("bf16-mixed", "32-true"):
+        module.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(precision=precision))
+        module.setup("fit")
+    module.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(precision="bf16-true"))
+    with pytest.raises(ValueError, match="parts of ToyPolicy need 32 bits: set bf16-mixed"):
+        module.setup("fit")
+    assert not QueSTPolicy.roundable
+    assert not OpenVLAPolicy.roundable
 
 
 def test_precision_is_that_of_the_trainer(tmp_path):

@@ -1,8 +1,10 @@
 """The supervised stages on made-up demonstrations: data, augmentation, training, the CLI chain."""
 
 import json
+import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import lightning as L
@@ -243,6 +245,26 @@ def test_autoencoder_learns_and_touches_nothing_else(demonstrations, tmp_path):
     assert changed
     assert all(k.startswith("policy.model.autoencoder.") for k in changed)
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_a_run_that_is_made_longer_follows_the_longer_cosine():
+    def scheduler(steps):
+        module = AutoencoderTraining(QueSTPolicy(TINY), lr=1e-3, min_lr=1e-4)
+        module.trainer = SimpleNamespace(estimated_stepping_batches=steps)
+        made = module.configure_optimizers()
+        return made["optimizer"], made["lr_scheduler"]["scheduler"]
+
+    def run(optimizer, scheduler, steps):
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+        return scheduler.get_last_lr()[0]
+
+    short, long = scheduler(10), scheduler(20)
+    assert run(*short, 10) == pytest.approx(1e-4)
+    long[1].load_state_dict(short[1].state_dict())
+    assert run(*long, 5) == pytest.approx(1e-4 + 9e-4 * (1 - math.sqrt(0.5)) / 2)
+    assert run(*long, 5) == pytest.approx(1e-4)
 
 
 def test_collapsed_tokens_are_warned_about(demonstrations, tmp_path):

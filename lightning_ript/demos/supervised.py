@@ -75,7 +75,14 @@ class DemonstrationTraining(L.LightningModule):
             {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(steps), self.min_lr)
+        least = self.min_lr / self.lr if self.lr else 0.0
+
+        # A function is not part of the scheduler's state: a run that is resumed with more epochs
+        # follows the longer cosine, where CosineAnnealingLR would climb after the old one's end.
+        def cosine(step: int) -> float:
+            return least + (1 - least) * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -131,6 +138,8 @@ class AutoencoderTraining(DemonstrationTraining):
 
     def on_validation_epoch_end(self) -> None:
         """Logs how many different skill tokens the held-out demonstrations have."""
+        counts = self._used.to(self.device, torch.float32)  # each process has seen its share
+        self._used = (self.trainer.strategy.reduce(counts, reduce_op="sum") > 0).cpu()
         self.log("val/tokens_used", float(self._used.sum()), prog_bar=True, sync_dist=True)
 
     def on_fit_end(self) -> None:

@@ -35,10 +35,13 @@ class PolicyAdapter(nn.Module, ABC):
             draws it from the episode's own seed, so results do not depend on batching.
         entries: Names of the methods that run parts of the network and are called from outside.
             When processes share the parameters (FSDP), these gather them first.
+        roundable: Whether all parameters may be rounded to half precision, as the trainer's
+            `bf16-true` does.
     """
 
     noise_shape: tuple[int, ...]
     entries: tuple[str, ...] = ("act", "log_prob", "features")
+    roundable: bool = True
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Gets ready for all tasks of a run, before any simulator is started.

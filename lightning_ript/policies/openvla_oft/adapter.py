@@ -55,6 +55,7 @@ class OpenVLAPolicy(PolicyAdapter):
     """
 
     model: OpenVLA
+    roundable = False  # rotary frequencies, adapter and heads
 
     def __init__(
         self,

@@ -128,8 +128,6 @@ def load_openvla_tokens(
                 f"{folder} has an action head, so its actions are not tokens: load it as an "
                 "OpenVLAOFTPolicy, or name another checkpoint"
             )
-        if not proprio and any(folder.glob(PROPRIO_PROJECTOR)):
-            raise ValueError(f"{folder} has a projector of proprioception: set proprio")
         return []
 
     return _load(OpenVLATokens, place, heads, device, dtype, head_dtype, quantization, proprio)
@@ -158,6 +156,8 @@ def _load(
     check_fit(expected, {ours(n): s for n, s in found.items() if not n.endswith(COMPUTED)}, folder)
 
     parts = heads(model, folder)
+    if not proprio and any(folder.glob(PROPRIO_PROJECTOR)):
+        raise ValueError(f"{folder} has a projector of proprioception: set proprio")
     if model.proprio_projector is not None:
         path = only(folder, PROPRIO_PROJECTOR, "proprio projector")
         parts.append((model.proprio_projector, bare(read_pickle(path)), path))

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.policies.openvla_oft import laplace
 from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy, check_choice
-from lightning_ript.policies.openvla_oft.checkpoint import load_openvla
+from lightning_ript.policies.openvla_oft.checkpoint import load_openvla, load_scale_head
 from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CHUNK
 from lightning_ript.policies.openvla_oft.images import crops
 from lightning_ript.policies.openvla_oft.laplace import Aggregation
@@ -65,6 +65,8 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         check_choice("aggregation", aggregation, get_args(Aggregation))
         load = partial(load_openvla, scale_head=scale_head)
         super().__init__(load, checkpoint, statistics, **settings)
+        if scale_head is not None and settings.get("adapter") is not None:
+            load_scale_head(self.model.scale_head, scale_head)  # not the one beside the adapter
         self.sampling_scale = sampling_scale
         self.score = score
         self.aggregation = aggregation

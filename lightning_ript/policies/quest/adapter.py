@@ -45,6 +45,8 @@ class QueSTPolicy(PolicyAdapter):
         ValueError: A setting is out of range, or `checkpoint` does not fit `sizes`.
     """
 
+    roundable = False  # the quantizer of skill tokens computes in float32
+
     def __init__(
         self,
         sizes: QueSTConfig = FULL_SIZE,
