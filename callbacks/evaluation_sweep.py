@@ -80,6 +80,9 @@ class EvaluationSweep(Callback):
             )
         for environment in self.environments.values():
             datamodule.check_environment(environment)
+        environments = [datamodule.environment, *self.environments.values()]
+        tasks = [task for environment in environments for task in environment.tasks()]
+        datamodule.module.policy.prepare(tasks)  # the data module has prepared it for its own only
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Goes on from the iteration that training goes on from; evaluates the starting policy."""

@@ -91,6 +91,8 @@ class RolloutDataModule(L.LightningDataModule):
         ValueError: If a setting makes no sense.
     """
 
+    _fits = 0  # of this process, the same on all ranks: what a queue is called is used once
+
     def __init__(
         self,
         environment: EnvironmentSpec,
@@ -180,6 +182,13 @@ class RolloutDataModule(L.LightningDataModule):
                 "RolloutDataModule collects anew every epoch: set "
                 "trainer.reload_dataloaders_every_n_epochs to 1."
             )
+        for name in ("limit_train_batches", "val_check_interval") if stage == "fit" else ():
+            given = getattr(self.trainer, name)
+            if isinstance(given, int) or given != 1.0:
+                raise ValueError(
+                    f"trainer.{name} is {given}, but an iteration is learned from as a whole: "
+                    "leave it out."
+                )
         self.check_environment(self.environment)
         tasks = len(self.environment.tasks())
         if (self.eval_states_per_task or self.trainer.world_size) * tasks < self.trainer.world_size:
@@ -197,6 +206,7 @@ class RolloutDataModule(L.LightningDataModule):
         if stage == "fit":
             self.contexts.check(self.environment)
             self._iteration = -1
+            RolloutDataModule._fits += 1
         self.module.policy.prepare(self.environment.tasks())
         self.module.success_rate.reset_tasks(self.environment.tasks())
 
@@ -326,7 +336,9 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _collect(self, trainer: L.Trainer, iteration: int) -> Collection:
         first = self._next_context
-        queue = make_queue(f"iteration{iteration}", first, self.groups_wanted, self.max_contexts)
+        queue = make_queue(
+            f"fit{self._fits}/iteration{iteration}", first, self.groups_wanted, self.max_contexts
+        )
         bar = progress_bar(
             desc=f"iteration {iteration}: collecting",
             unit="episode",

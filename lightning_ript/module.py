@@ -111,7 +111,9 @@ class RIPTLightningModule(L.LightningModule):
         self.max_grad_norm = max_grad_norm
         self._make_optimizer: Callable = optimizer
         self._make_scheduler: Callable | None = scheduler
-        self.reference = copy.deepcopy(policy).requires_grad_(False) if kl_coefficient else None
+        self.reference = copy.deepcopy(policy) if kl_coefficient else None
+        if self.reference is not None:
+            self.reference.requires_grad_(False).eval()
         self.critic = Critic(policy.feature_size, critic) if critic is not None else None
         self.success_rate = SuccessRate()
         watched = (*_WATCHED, "value_loss") if critic is not None else _WATCHED
@@ -200,7 +202,7 @@ class RIPTLightningModule(L.LightningModule):
         """One optimizer over the policy's parameter groups and, at the end, the critic's.
 
         Raises:
-            ValueError: If two groups have the same name.
+            ValueError: If two groups have the same name, or the schedule waits for a metric.
         """
         groups = list(self.policy.parameter_groups())
         names = [str(group["name"]) for group in groups if "name" in group]
@@ -213,7 +215,16 @@ class RIPTLightningModule(L.LightningModule):
         optimizer = self._make_optimizer(groups)
         if self._make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+        scheduler = self._make_scheduler(optimizer)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError(
+                "model.scheduler is ReduceLROnPlateau, but the schedule counts iterations and "
+                "knows no metric: choose another."
+            )
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Keeps gradients: `training_step` alone knows when a minibatch is over."""
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -231,6 +242,7 @@ class RIPTLightningModule(L.LightningModule):
             return group_credit(self.advantage, groups)
         config = self.critic.config
         rollouts = [rollout for group in groups for rollout in group.rollouts]
+        self.policy.eval()
         with gathered(self.policy, self.critic):  # ranks have different numbers of groups
             values = [value for group in groups for value in self._values(group)]
         credit = temporal_credit(values, [r.success for r in rollouts], config)
@@ -261,6 +273,8 @@ class RIPTLightningModule(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Dropout stays off: the ratio compares probabilities of one and the same network."""
         self.policy.eval()
+        if self.reference is not None:
+            self.reference.eval()
         self._learning_since = time.monotonic()
 
     def training_step(self, batch: Minibatch, batch_idx: int) -> None:

@@ -52,6 +52,15 @@ def refusal(capsys, *arguments):
             "reload_dataloaders_every_n_epochs to 1",
         ),
         (["--data.init_args.environment.num_tasks=0"], "ToySpec.num_tasks is 0"),
+        (["--trainer.limit_train_batches=1"], "limit_train_batches is 1, but an iteration"),
+        (["--trainer.val_check_interval=0.5"], "val_check_interval is 0.5, but an iteration"),
+        (
+            [
+                "--model.init_args.scheduler=lightning.pytorch.cli.ReduceLROnPlateau",
+                "--model.init_args.scheduler.monitor=val/success_rate",
+            ],
+            "ReduceLROnPlateau, but the schedule counts iterations",
+        ),
     ],
 )
 def test_bad_settings(capsys, tmp_path, arguments, said):

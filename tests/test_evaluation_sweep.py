@@ -15,6 +15,7 @@ from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.toy import ToySpec
 from lightning_ript.evaluation import wilson_interval
 from lightning_ript.evaluation_rollouts import evaluation_starts
+from lightning_ript.policies.toy import ToyPolicy
 
 STATES = 5
 EVALUATION = [
@@ -53,6 +54,15 @@ def swept(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("swept")
     fit(run_dir, 4, *sweeping(run_dir, at_start=True, seeds=[0, 9]))
     return run_dir
+
+
+def test_the_policy_is_prepared_for_all_tasks(tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(
+        ToyPolicy, "prepare", lambda self, tasks: prepared.append({task.suite for task in tasks})
+    )
+    fit(tmp_path, 1, *sweeping(tmp_path))
+    assert prepared == [{"toy"}, {"toy", "far"}]
 
 
 def test_there_is_a_row_per_iteration_environment_seed_and_task(swept):
