@@ -297,7 +297,12 @@ def test_the_data_module_refuses(settings):
 
 def test_every_process_needs_an_episode_to_evaluate():
     data = RolloutDataModule(ToySpec(num_tasks=2), eval_states_per_task=1)
-    data.trainer = SimpleNamespace(world_size=3, reload_dataloaders_every_n_epochs=1)
+    data.trainer = SimpleNamespace(
+        world_size=3,
+        reload_dataloaders_every_n_epochs=1,
+        limit_train_batches=1.0,
+        val_check_interval=1.0,
+    )
     with pytest.raises(ValueError, match="2 tasks are fewer than the 3 processes"):
         data.setup("fit")
 
