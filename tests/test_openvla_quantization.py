@@ -27,7 +27,7 @@ def test_quantization_says_what_it_lacks(folder, monkeypatch):
     with pytest.raises(ValueError, match="quantization must be one of"):
         load_openvla(folder, quantization="2bit")
     monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-ript\[quantization\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[quantization\]'"):
         load_openvla(folder, quantization="4bit")
 
 
