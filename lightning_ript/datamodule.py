@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_ript.context_queue import ContextQueue, make_queue
 from lightning_ript.contexts import ContextSource, SampledContexts
 from lightning_ript.envs.base import EnvironmentSpec
-from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.envs.pool import EnvironmentPool, check_workers
 from lightning_ript.evaluation_rollouts import (
     EvaluationEpisodes,
     Start,
@@ -221,11 +221,7 @@ class RolloutDataModule(L.LightningDataModule):
             OSError: If something is missing on this machine.
         """
         environment.check()
-        if self.num_workers < environment.least_workers:
-            raise ValueError(
-                f"num_workers is {self.num_workers}, but must be {environment.least_workers} or "
-                f"more for {type(environment).__name__}, whose simulators crash beside torch."
-            )
+        check_workers(environment, self.num_workers)
 
     @property
     def pool(self) -> EnvironmentPool:

@@ -111,9 +111,7 @@ class RIPTLightningModule(L.LightningModule):
         self.max_grad_norm = max_grad_norm
         self._make_optimizer: Callable = optimizer
         self._make_scheduler: Callable | None = scheduler
-        self.reference = copy.deepcopy(policy) if kl_coefficient else None
-        if self.reference is not None:
-            self.reference.requires_grad_(False).eval()
+        self.reference = copy.deepcopy(policy).requires_grad_(False) if kl_coefficient else None
         self.critic = Critic(policy.feature_size, critic) if critic is not None else None
         self.success_rate = SuccessRate()
         watched = (*_WATCHED, "value_loss") if critic is not None else _WATCHED

@@ -46,6 +46,21 @@ class _Worker:
     starting: bool = True
 
 
+def check_workers(spec: EnvironmentSpec, num_workers: int) -> None:
+    """Refuses fewer worker processes than an environment needs.
+
+    Raises:
+        ValueError: If these are too few.
+    """
+    least = spec.least_workers
+    if num_workers < least:
+        why = ", whose simulators crash beside torch" if num_workers == 0 else ""
+        raise ValueError(
+            f"num_workers is {num_workers}, but must be {least} or more for "
+            f"{type(spec).__name__}{why}."
+        )
+
+
 class EnvironmentPool:
     """Runs environments side by side; requests are sent at once and answered in any order.
 
@@ -72,9 +87,7 @@ class EnvironmentPool:
         hang_seconds: float = 600.0,
         device: int = 0,
     ) -> None:
-        least = spec.least_workers
-        if num_workers < least:
-            raise ValueError(f"num_workers is {num_workers}, but must be {least} or more.")
+        check_workers(spec, num_workers)
         if not hang_seconds > 0:
             raise ValueError(f"hang_seconds is {hang_seconds}, but must be positive.")
         self._spec = spec

@@ -126,7 +126,7 @@ class FastStepper:
         aims = (self._goal_position, self._goal_rotation, self._posture, *self._gains)
         if self._stale is None:
             mujoco.mj_jacSite(self._model, self._data, *self._jacobians, self._site)
-            return present_torques(*self._arm, *aims, self._bias, *self._torque_limits)
+            return present_torques(self._arm, aims, self._bias, self._torque_limits)
         seen, self._stale = self._stale, None
         return arm_torques(seen, *aims, self._bias[self._dofs], *self._torque_limits)
 

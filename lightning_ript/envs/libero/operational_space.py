@@ -98,38 +98,14 @@ def arm_torques(
 
 
 @njit(cache=True)
-def present_torques(
-    position: np.ndarray,
-    rotation: np.ndarray,
-    moves: np.ndarray,
-    turns: np.ndarray,
-    qpos: np.ndarray,
-    qvel: np.ndarray,
-    inertia: np.ndarray,
-    positions: np.ndarray,
-    velocities: np.ndarray,
-    inertia_index: np.ndarray,
-    goal_position: np.ndarray,
-    goal_rotation: np.ndarray,
-    posture: np.ndarray,
-    kp: np.ndarray,
-    kd: np.ndarray,
-    bias: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-) -> np.ndarray:
-    """`arm_torques` of what `read_arm` sees, in one call; `bias` is of all joints (nv,)."""
-    seen = read_arm(
-        position,
-        rotation,
-        moves,
-        turns,
-        qpos,
-        qvel,
-        inertia,
-        positions,
-        velocities,
-        inertia_index,
-    )
-    own = bias[velocities]
-    return arm_torques(seen, goal_position, goal_rotation, posture, kp, kd, own, low, high)
+def present_torques(arm: tuple, aims: tuple, bias: np.ndarray, limits: tuple) -> np.ndarray:
+    """`arm_torques` of what `read_arm` sees, in one call.
+
+    Args:
+        arm: The arguments of `read_arm`.
+        aims: Those of `arm_torques` from `goal_position` to `kd`.
+        bias: As there, of all joints (nv,).
+        limits: `low` and `high`.
+    """
+    own = bias[arm[8]]
+    return arm_torques(read_arm(*arm), *aims, own, *limits)
