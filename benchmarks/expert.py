@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import auto_cli
 
-from lightning_ript.demos.collect import MAX_STEPS, attempt_context
+from lightning_ript.commands.collect_demos import MAX_STEPS, attempt_context
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.environment import LiberoEnvironment
 from lightning_ript.envs.libero.expert import PickPlaceExpert

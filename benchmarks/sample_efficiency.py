@@ -25,10 +25,10 @@ from pathlib import Path
 from jsonargparse import auto_cli
 from matplotlib.axes import Axes
 
-from lightning_ript.evaluation import EvaluationResult
-from lightning_ript.reports.compare import compare
+from lightning_ript.commands.compare import compare
 from lightning_ript.reports.figures import as_percent, new_figure
-from lightning_ript.run_directory import evaluation_path
+from lightning_ript.storage.evaluation_result import EvaluationResult
+from lightning_ript.storage.run_directory import evaluation_path
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LEAVE_ONE_OUT = "leave-one-out"

@@ -13,8 +13,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_ript.evaluation import EvaluationResult, SuccessRate
-from lightning_ript.run_directory import evaluation_path
+from lightning_ript.evaluation import SuccessRate
+from lightning_ript.reports.evaluation_table import evaluation_table
+from lightning_ript.storage.evaluation_result import EvaluationResult
+from lightning_ript.storage.run_directory import evaluation_path
 
 _PACKAGES = ("lightning-ript", "torch", "lightning", "hf-libero", "robosuite", "mujoco", "numpy")
 
@@ -80,8 +82,8 @@ def evaluation_name(trainer: L.Trainer, name: str | None) -> str:
 
 def _shown(result: EvaluationResult) -> str:
     if result.metadata["environment"].get("standin_assets"):
-        return f"{result.table()}\nSTAND-IN ASSETS: not comparable with the benchmark."
-    return result.table()
+        return f"{evaluation_table(result)}\nSTAND-IN ASSETS: not comparable with the benchmark."
+    return evaluation_table(result)
 
 
 def _metadata(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_ript.callbacks.evaluation_report import describe_environment
+from lightning_ript.console.progress import progress_bar
 from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
-from lightning_ript.evaluation import EvaluationResult, SuccessRate
-from lightning_ript.evaluation_rollouts import evaluation_starts, run_evaluation
-from lightning_ript.progress import progress_bar
+from lightning_ript.evaluation import SuccessRate, evaluation_starts, run_evaluation
 from lightning_ript.reports.rows import pooled, result_rows
 from lightning_ript.reports.tables import Row, write_csv
-from lightning_ript.run_directory import sweep_table_path
+from lightning_ript.storage.evaluation_result import EvaluationResult
+from lightning_ript.storage.run_directory import sweep_table_path
 
 
 class EvaluationSweep(Callback):

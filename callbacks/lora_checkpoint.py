@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy
 from lightning_ript.policies.openvla_oft.lora import save_lora
-from lightning_ript.run_directory import adapter_path
+from lightning_ript.storage.run_directory import adapter_path
 
 
 class LoRACheckpoint(Callback):

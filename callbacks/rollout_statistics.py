@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_ript.callbacks.fresh_metrics import FreshMetrics
+from lightning_ript.reports.fresh_metrics import FreshMetrics
 
 _NAN = float("nan")
 

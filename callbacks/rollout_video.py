@@ -15,8 +15,8 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ript.callbacks.evaluation_report import evaluation_name
-from lightning_ript.files import replacing
-from lightning_ript.run_directory import videos_path
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.run_directory import videos_path
 from lightning_ript.types import Rollout
 
 _SUCCESS = (40, 180, 70)  # RGB of the border

@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
 
 from lightning_ript.callbacks.evaluation_report import success_metric
-from lightning_ript.callbacks.fresh_metrics import FreshMetrics
-from lightning_ript.evaluation import EvaluationResult
-from lightning_ript.files import replacing
 from lightning_ript.reports.figures import draw_band, new_figure, rates_over_iterations
-from lightning_ript.run_directory import evaluation_path, history_path, learning_curve_path
+from lightning_ript.reports.fresh_metrics import FreshMetrics
+from lightning_ript.storage.evaluation_result import EvaluationResult
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.run_directory import evaluation_path, history_path, learning_curve_path
 
 
 class RunReport(Callback):

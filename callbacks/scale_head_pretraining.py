@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from lightning_ript.console.progress import progress_bar
 from lightning_ript.demos.datamodule import DemonstrationDataModule
+from lightning_ript.distributed.sharding import gathered, sharded_like, whole
 from lightning_ript.policies.openvla_oft import laplace
 from lightning_ript.policies.openvla_oft.checkpoint import (
     assign,
@@ -21,9 +23,7 @@ from lightning_ript.policies.openvla_oft.checkpoint import (
 from lightning_ript.policies.openvla_oft.config import CHUNK
 from lightning_ript.policies.openvla_oft.continuous import STATE, OpenVLAOFTPolicy
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
-from lightning_ript.progress import progress_bar
-from lightning_ript.run_directory import scale_head_path
-from lightning_ript.sharding import gathered, sharded_like, whole
+from lightning_ript.storage.run_directory import scale_head_path
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Features (B, 8, 7 D) and absolute errors (B, 8, 7), anew at every call."""

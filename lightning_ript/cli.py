@@ -19,14 +19,14 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_ript.command_errors import (
+from lightning_ript.commands.errors import (
     CommandParser,
     LightningCommandParser,
     one_sentence_errors,
 )
-from lightning_ript.hub import local_file
+from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.policies.quest.checkpoint import is_official, load_official
-from lightning_ript.strategies import ShardedStrategy
+from lightning_ript.storage.hub import local_file
 
 _CHECKPOINTS = "checkpoints"
 
@@ -93,8 +93,8 @@ class RIPTCLI(LightningCLI):
 
     def _best(self, folder: Any) -> list[ModelCheckpoint]:
         from lightning_ript.callbacks import BestCheckpoint
-        from lightning_ript.demos.supervised import DemonstrationTraining
         from lightning_ript.module import RIPTLightningModule
+        from lightning_ript.policies.quest.stages import DemonstrationTraining
 
         if isinstance(self.model, RIPTLightningModule):
             return [BestCheckpoint(folder, "val/success_rate", "max")]
@@ -193,7 +193,7 @@ def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
 
 
 def _export(arguments: list[str]) -> None:
-    from lightning_ript.policies.quest.export import export
+    from lightning_ript.commands.export import export
 
     parser = CommandParser(prog="lightning-ript export", description=export.__doc__)
     parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
@@ -202,7 +202,7 @@ def _export(arguments: list[str]) -> None:
 
 
 def _sweep(arguments: list[str]) -> None:
-    from lightning_ript.reports.sweep import SweepCLI
+    from lightning_ript.commands.sweep import SweepCLI
 
     # The command line is read by a parser of `validate`.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
@@ -213,7 +213,7 @@ def _sweep(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> None:
-    from lightning_ript.reports.compare import compare
+    from lightning_ript.commands.compare import compare
 
     parser = CommandParser(prog="lightning-ript compare", description="Compares finished runs.")
     parser.add_argument("runs", nargs="+", type=str, help="a line each, see docs/evaluation.md")
@@ -224,11 +224,11 @@ def _compare(arguments: list[str]) -> None:
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "collect-demos": (
-        _own("collect-demos", "demos.collect:collect_demos"),
+        _own("collect-demos", "commands.collect_demos:collect_demos"),
         "run the scripted expert and write LIBERO HDF5 files",
     ),
     "data": (
-        _own("data", "demos.published:download", "demos.check:check"),
+        _own("data", "commands.download_data:download", "commands.check_data:check"),
         "download LIBERO's demonstrations; check those in a folder",
     ),
     "export": (_export, "write a QueST checkpoint in the official format"),
@@ -237,7 +237,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         "add a LoRA adapter to OpenVLA-OFT's weights",
     ),
     "report": (
-        _own("report", "reports.summary:report"),
+        _own("report", "commands.summary:report"),
         "summarize a run: success before and after, curve, videos",
     ),
     "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),

@@ -15,19 +15,14 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_ript.context_queue import ContextQueue, make_queue
+from lightning_ript.console.progress import progress_bar
 from lightning_ript.contexts import ContextSource, SampledContexts
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool, check_workers
-from lightning_ript.evaluation_rollouts import (
-    EvaluationEpisodes,
-    Start,
-    evaluation_starts,
-    run_evaluation,
-)
+from lightning_ript.evaluation import EvaluationEpisodes, Start, evaluation_starts, run_evaluation
+from lightning_ript.filtering import ContextQueue, make_queue
 from lightning_ript.minibatches import EpisodeEntry, MinibatchSchedule, episode_entries
 from lightning_ript.module import RIPTLightningModule
-from lightning_ript.progress import progress_bar
 from lightning_ript.rollouts import Collection, acting, collect_groups
 from lightning_ript.types import Context, Minibatch, Perturbation, Rollout
 

@@ -1,220 +1,117 @@
-"""6. Evaluation: the success rate per task, on initial states never trained on.
+"""6: evaluation: the success rate per task, on initial states never trained on.
 
-Counts are kept and summed over the ranks, never averaged, so the result does not depend on how
-many episodes each rank ran. Intervals are Wilson's score intervals: unlike the normal
-approximation they stay within [0, 1] and are right for rates near 0 and 1, where a run that goes
-well ends.
+Which episodes there are, how they are run, and the metric that counts them. Validation by Lightning
+and the `EvaluationSweep` callback both run them from here. Counts are kept and summed over the
+ranks, never averaged, so the result does not depend on how many episodes each rank ran.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from statistics import NormalDist
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_ript.files import replacing
-from lightning_ript.reports.tables import aligned
-from lightning_ript.types import Task
+from lightning_ript.envs.base import EnvironmentSpec
+from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.rollouts import Episode, Precision, acting, run_episodes
+from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
+from lightning_ript.types import Context, Rollout, Task
+
+_EVALUATION = 2**32 - 1  # Stands where training seeds have the iteration.
+
+Start = tuple[Context, bool]
+"""Where an episode starts, and whether frames are kept for a video."""
 
 
-def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a success rate (E. B. Wilson, JASA 22, 1927).
+def evaluation_starts(
+    environment: EnvironmentSpec,
+    states_per_task: int | None = None,
+    videos: int | Mapping[str, int] = 0,
+) -> list[Start]:
+    """The test states of all tasks, task by task.
 
     Args:
-        successes: Episodes that succeeded.
-        episodes: Episodes in all; none at all tells nothing and gives (0, 1).
-        confidence: Coverage, within (0, 1).
-
-    Returns:
-        Lower and upper bound of the rate, within [0, 1].
-
-    Raises:
-        ValueError: If the counts are impossible or the confidence is not within (0, 1).
+        environment: Whose tasks and test states.
+        states_per_task: So many of each task at most; None for all of them.
+        videos: Of this many episodes per task frames are kept, for all tasks or by task name.
     """
-    if not 0 <= successes <= episodes:
-        raise ValueError(f"{successes} successes of {episodes} episodes are impossible counts.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be within (0, 1), got {confidence}.")
-    if episodes == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate = successes / episodes
-    shrunk = 1 + z * z / episodes
-    center = (rate + z * z / (2 * episodes)) / shrunk
-    half = z * math.sqrt(rate * (1 - rate) / episodes + (z / (2 * episodes)) ** 2) / shrunk
-    # The bounds are exactly 0 and 1 here; rounding would leave 1e-17.
-    low = 0.0 if successes == 0 else center - half
-    high = 1.0 if successes == episodes else center + half
-    return low, high
+    starts: list[Start] = []
+    for task in environment.tasks():
+        recorded = videos if isinstance(videos, int) else videos.get(task.name, 0)
+        states = environment.test_contexts(task)[:states_per_task]
+        starts += [(context, i < recorded) for i, context in enumerate(states)]
+    return starts
 
 
-# Named tuples, not frozen dataclasses: torchmetrics walks through whatever `compute` returns and
-# raises on a frozen dataclass.
-class TaskResult(NamedTuple):
-    """What evaluation found on one task.
+def run_evaluation(
+    policy: PolicyAdapter,
+    pool: EnvironmentPool,
+    starts: list[Start],
+    max_steps: int,
+    seed: int | None,
+    num_workers: int,
+    check: Callable[[], None] = lambda: None,
+    precision: Precision = nullcontext,
+) -> Generator[Rollout, None, None]:
+    """Runs the episodes and yields each as it finishes; close it if it is not run to its end.
 
-    Attributes:
-        task: LIBERO's task name.
-        language: The instruction.
-        episodes: Episodes run.
-        successes: Episodes that succeeded.
-        mean_steps: Mean length of all episodes, failed ones included, in control steps; NaN
-            without episodes.
+    Args:
+        policy: The policy that acts.
+        pool: Where the episodes run.
+        starts: Where they start.
+        max_steps: Control steps after which an episode has failed.
+        seed: Seed of the sampling noise; None acts on the most likely action instead.
+        num_workers: Simulator processes, which want cores.
+        check: Called after every episode; raises to stop.
+        precision: Makes the context that the policy decides in.
     """
 
-    task: str
-    language: str
-    episodes: int
-    successes: int
-    mean_steps: float
+    def episodes() -> Iterator[Episode]:
+        for context, record in starts:
+            noise = None
+            if seed is not None:
+                noise = (seed, _EVALUATION, context.task.index, context.index)
+            yield Episode(context, 0, noise, record)
 
-    @property
-    def rate(self) -> float:
-        """Success rate, NaN without episodes."""
-        return self.successes / self.episodes if self.episodes else math.nan
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the rate."""
-        return wilson_interval(self.successes, self.episodes, confidence)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The counts, and for readers the numbers that follow from them; NaN becomes None."""
-        return {
-            "task": self.task,
-            "language": self.language,
-            "episodes": self.episodes,
-            "successes": self.successes,
-            "success_rate": self.rate if self.episodes else None,
-            "interval_95": list(self.interval()),
-            "mean_steps": self.mean_steps if self.episodes else None,
-        }
+    with (
+        acting(policy, num_workers),
+        closing(run_episodes(policy, pool, episodes(), max_steps, precision)) as stream,
+    ):
+        for rollout in stream:
+            check()
+            yield rollout
 
 
-class EvaluationResult(NamedTuple):
-    """What evaluation found on all tasks.
+class EvaluationEpisodes:
+    """A sized iterable of evaluation rollouts; every iteration runs them anew."""
 
-    Attributes:
-        tasks: One result per task.
-        metadata: What was evaluated and how (checkpoint, seed, versions, ...); JSON types only.
-    """
+    def __init__(
+        self, starts: list[Start], run: Callable[[list[Start]], Generator[Rollout, None, None]]
+    ) -> None:
+        self._starts, self._run = starts, run
+        self._running: Generator[Rollout, None, None] | None = None
 
-    tasks: tuple[TaskResult, ...]
-    metadata: dict[str, Any]
+    def __len__(self) -> int:
+        return len(self._starts)
 
-    @property
-    def overall(self) -> TaskResult:
-        """All tasks pooled: every episode counts the same."""
-        episodes = sum(task.episodes for task in self.tasks)
-        steps = sum(task.mean_steps * task.episodes for task in self.tasks if task.episodes)
-        return TaskResult(
-            task="all tasks",
-            language="",
-            episodes=episodes,
-            successes=sum(task.successes for task in self.tasks),
-            mean_steps=steps / episodes if episodes else math.nan,
-        )
+    def __iter__(self) -> Iterator[Rollout]:
+        self.close()
+        self._running = self._run(self._starts)
+        return self._running
 
-    @property
-    def rate(self) -> float:
-        """Success rate over all episodes of all tasks, NaN without episodes."""
-        return self.overall.rate
+    def close(self) -> None:
+        """Ends the iteration, which Lightning leaves after the last rollout or an earlier one.
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the overall rate."""
-        return self.overall.interval(confidence)
-
-    def table(self) -> str:
-        """The result as aligned text, one line per task and one for all of them if several."""
-        results = [*self.tasks, *([self.overall] if len(self.tasks) > 1 else [])]
-        header = ("task", "success", "rate", "95 % interval", "mean steps")
-        rows = [header, *(_table_row(result) for result in results)]
-        lines = aligned(rows)
-        lines.insert(1, "-" * len(lines[0]))
-        if len(self.tasks) > 1:
-            lines.insert(-1, lines[1])
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The whole result in JSON's types."""
-        overall = self.overall.to_dict()
-        del overall["task"], overall["language"]
-        return {
-            "overall": overall,
-            "tasks": [task.to_dict() for task in self.tasks],
-            "metadata": self.metadata,
-        }
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> EvaluationResult:
-        """Inverse of `to_dict`; numbers that follow from the counts are worked out anew.
-
-        Raises:
-            KeyError: If a key is missing.
-            TypeError: If a value has the wrong type.
+        Until then the policy is as it is for acting.
         """
-        tasks = tuple(
-            TaskResult(
-                task=task["task"],
-                language=task["language"],
-                episodes=task["episodes"],
-                successes=task["successes"],
-                mean_steps=math.nan if task["mean_steps"] is None else task["mean_steps"],
-            )
-            for task in content["tasks"]
-        )
-        return cls(tasks, content["metadata"])
-
-    def to_json(self) -> str:
-        """`to_dict` as indented JSON."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    def write(self, path: str | Path) -> None:
-        """Writes the JSON at once: a killed run leaves the old file or the new one."""
-        with replacing(path) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: str | Path) -> EvaluationResult:
-        """Reads what `write` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is not an evaluation result.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"No evaluation result at {path}: run `lightning-ript validate` with the "
-                "EvaluationReport callback first."
-            )
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is not an evaluation result ({error!r}): give a JSON file that the "
-                "EvaluationReport callback wrote."
-            ) from error
-
-
-def _table_row(result: TaskResult) -> tuple[str, ...]:
-    counts = f"{result.successes}/{result.episodes}"
-    if not result.episodes:
-        return result.task, counts, "-", "-", "-"
-    low, high = result.interval()
-    return (
-        result.task,
-        counts,
-        f"{result.rate:.1%}",
-        f"{low:.1%} - {high:.1%}",
-        f"{result.mean_steps:.1f}",
-    )
+        if self._running is not None:
+            self._running.close()
+            self._running = None
 
 
 class SuccessRate(Metric):

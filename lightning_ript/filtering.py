@@ -1,8 +1,18 @@
-"""3: dynamic sampling (paper section 3.2): a group whose rewards are all equal teaches nothing."""
+"""3: dynamic sampling (paper section 3.2): which groups are kept, and when they are enough.
+
+A group whose rewards are all equal teaches nothing and is dropped; contexts are handed out until
+enough groups are kept, over all ranks together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch.distributed as dist
+
+_POLL_SECONDS = 0.05
 
 
 def is_informative(rewards: Sequence[float]) -> bool:
@@ -12,3 +22,128 @@ def is_informative(rewards: Sequence[float]) -> bool:
     (True, False)
     """
     return min(rewards) != max(rewards)
+
+
+class ContextQueue(ABC):
+    """Hands out context numbers `first`, `first + 1`, ... and counts the groups that were kept.
+
+    Enough groups are kept when the *leading* contexts, all of them finished, hold `wanted` kept
+    groups. Counting only an unbroken lead makes the outcome independent of which group happens to
+    finish first.
+
+    Args:
+        first: The first context number of this iteration.
+        wanted: Groups to keep.
+        limit: Contexts to try at most.
+    """
+
+    def __init__(self, first: int, wanted: int, limit: int) -> None:
+        self.first, self.wanted, self.limit = first, wanted, limit
+        self.kept = 0
+        self.dropped = 0
+        self._lead = first
+
+    def claim(self) -> int | None:
+        """The next context number to run, or None when no more are needed."""
+        if self.enough():
+            return None
+        number = self._take()
+        return number if number < self.first + self.limit else None
+
+    def enough(self) -> bool:
+        """Whether the leading finished contexts hold enough kept groups, or all were tried."""
+        while self.kept < self.wanted and self._lead < self.first + self.limit:
+            result = self._result(self._lead)
+            if result is None:
+                return False
+            self.kept += result
+            self.dropped += not result
+            self._lead += 1
+        return True
+
+    def wait(self, check: Callable[[], None]) -> None:
+        """Blocks until `enough`: other ranks may still run contexts that count.
+
+        Args:
+            check: Called now and then; raises to stop waiting.
+        """
+        while not self.enough():
+            check()
+            time.sleep(_POLL_SECONDS)
+
+    def end(self) -> int:
+        """One past the last context that counts; call it once `enough`."""
+        return self._lead
+
+    @abstractmethod
+    def report(self, number: int, kept: bool) -> None:
+        """Says how a context's group ended."""
+
+    @abstractmethod
+    def _take(self) -> int:
+        """Returns a number nobody has taken yet."""
+
+    @abstractmethod
+    def _result(self, number: int) -> bool | None:
+        """Whether that context's group was kept, None while unknown."""
+
+
+class LocalQueue(ContextQueue):
+    """The queue of a single process."""
+
+    def __init__(self, first: int, wanted: int, limit: int) -> None:
+        super().__init__(first, wanted, limit)
+        self._next = first
+        self._results: dict[int, bool] = {}
+
+    def report(self, number: int, kept: bool) -> None:
+        """Remembers it."""
+        self._results[number] = kept
+
+    def _take(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _result(self, number: int) -> bool | None:
+        return self._results.get(number)
+
+
+class SharedQueue(ContextQueue):
+    """One queue for all ranks, kept in torch.distributed's store.
+
+    Args:
+        store: The store; keys are prefixed by the caller so that iterations do not meet.
+        first: As above.
+        wanted: As above, over all ranks.
+        limit: As above, over all ranks.
+    """
+
+    def __init__(self, store: dist.Store, first: int, wanted: int, limit: int) -> None:
+        super().__init__(first, wanted, limit)
+        self._store = store
+
+    def report(self, number: int, kept: bool) -> None:
+        """Tells all ranks."""
+        self._store.set(f"result/{number}", "kept" if kept else "dropped")
+
+    def _take(self) -> int:
+        return self.first + self._store.add("taken", 1) - 1
+
+    def _result(self, number: int) -> bool | None:
+        key = f"result/{number}"
+        return self._store.get(key) == b"kept" if self._store.check([key]) else None
+
+
+def make_queue(name: str, first: int, wanted: int, limit: int) -> ContextQueue:
+    """A shared queue under torch.distributed, else a local one.
+
+    Args:
+        name: Unique to this iteration; the same on all ranks.
+        first: The first context number.
+        wanted: Groups to keep, over all ranks.
+        limit: Contexts to try at most, over all ranks.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return LocalQueue(first, wanted, limit)
+    store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
+    return SharedQueue(store, first, wanted, limit)

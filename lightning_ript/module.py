@@ -17,7 +17,16 @@ from torch.optim import Optimizer
 from torchmetrics import ExplainedVariance, MeanMetric, MetricCollection
 
 from lightning_ript.advantages import AdvantageEstimator, Credit, concatenate, group_credit
-from lightning_ript.critic import (
+from lightning_ript.distributed.sharding import (
+    clip_gradients,
+    gathered,
+    gradients_stay,
+    is_sharded,
+    shard,
+)
+from lightning_ript.distributed.strategies import ShardedStrategy
+from lightning_ript.evaluation import SuccessRate
+from lightning_ript.extensions.critic import (
     Critic,
     CriticConfig,
     discounted_success,
@@ -25,12 +34,9 @@ from lightning_ript.critic import (
     standardize,
     temporal_credit,
 )
-from lightning_ript.evaluation import SuccessRate
 from lightning_ript.minibatches import Aggregation
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.ppo import clipped_surrogate, kl_penalty
-from lightning_ript.sharding import clip_gradients, gathered, gradients_stay, is_sharded, shard
-from lightning_ript.strategies import ShardedStrategy
 from lightning_ript.types import Minibatch, Rollout, RolloutGroup
 
 _WATCHED = ("ratio", "clip_fraction", "approx_kl", "entropy", "advantage")
@@ -154,8 +160,7 @@ class RIPTLightningModule(L.LightningModule):
         ):
             raise TypeError(
                 "trainer.strategy is ModelParallelStrategy, whose checkpoints no other strategy "
-                "could resume: set fsdp2 (lightning_ript.strategies.ShardedStrategy), which is the "
-                "same without that."
+                "could resume: set fsdp2, which is the same without that."
             )
         if isinstance(strategy, FSDPStrategy):
             raise TypeError(

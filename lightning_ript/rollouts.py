@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lightning_ript.context_queue import ContextQueue
+from lightning_ript.distributed.sharding import gathered
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
-from lightning_ript.filtering import is_informative
+from lightning_ript.filtering import ContextQueue, is_informative
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.sharding import gathered
 from lightning_ript.types import ChunkResult, Context, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)

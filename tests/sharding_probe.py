@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
-from lightning_ript.sharding import whole
+from lightning_ript.distributed.sharding import whole
 
 
 class Watch(Callback):

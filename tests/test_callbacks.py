@@ -15,9 +15,11 @@ from lightning_ript.callbacks import EvaluationReport, RolloutStatistics, Rollou
 from lightning_ript.callbacks.rollout_statistics import summary_line
 from lightning_ript.callbacks.rollout_video import Video, prepare_frame, surplus
 from lightning_ript.callbacks.run_report import draw_learning_curve
-from lightning_ript.evaluation import EvaluationResult, SuccessRate, TaskResult
-from lightning_ript.reports.summary import report
-from lightning_ript.run_directory import evaluation_path, videos_path
+from lightning_ript.commands.summary import report
+from lightning_ript.evaluation import SuccessRate
+from lightning_ript.reports.evaluation_table import evaluation_table
+from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
+from lightning_ript.storage.run_directory import evaluation_path, videos_path
 from lightning_ript.types import Context, Rollout, Task
 
 TASKS = [Task("toy", 0, "reach the goal", "reach it"), Task("toy", 1, "go back", "go home")]
@@ -111,7 +113,7 @@ def test_evaluation_report_shows_and_writes(tmp_path, caplog):
         )
     result = EvaluationResult.read(evaluation_path(tmp_path, "before"))
     assert [task[2:] for task in result.tasks] == [(2, 1, 10.0), (1, 1, 10.0)]
-    assert result.table() in caplog.text
+    assert evaluation_table(result) in caplog.text
     metadata = result.metadata
     assert metadata["datamodule_seed"] == 5
     assert metadata["sampled_actions"] is False

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from lightning_ript.cli import main
-from lightning_ript.evaluation import EvaluationResult, TaskResult, wilson_interval
-from lightning_ript.reports.compare import compare, read_arms, summarize
+from lightning_ript.commands.compare import compare, read_arms, summarize
 from lightning_ript.reports.compare_chart import Curve, draw_curves
-from lightning_ript.run_directory import evaluation_path
+from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult, wilson_interval
+from lightning_ript.storage.run_directory import evaluation_path
 
 
 def evaluation(successes, episodes=50, task="lift", standin=False, sampled=True):

@@ -8,7 +8,7 @@ from test_supervised import TASK, write_demonstrations
 from toy_runs import start
 
 from lightning_ript.cli import main
-from lightning_ript.run_directory import history_path
+from lightning_ript.storage.run_directory import history_path
 
 QUICKSTART = [f"quickstart/{name}" for name in ("libero", "ript", "policy")]
 TRAINERS = ["one_gpu", "four_gpus_ddp", "four_gpus_fsdp2", "two_nodes"]

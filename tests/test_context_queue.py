@@ -6,7 +6,7 @@ from threading import Thread
 import pytest
 from torch.distributed import HashStore, PrefixStore
 
-from lightning_ript.context_queue import LocalQueue, SharedQueue
+from lightning_ript.filtering import LocalQueue, SharedQueue
 
 OUTCOMES = [False, True, True, False, False, True, False, True, True, True]
 

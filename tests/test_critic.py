@@ -10,7 +10,8 @@ from test_quest_policy import policy as quest_policy
 from toy_runs import SGD, assert_same_state, checkpoint, fit, history, start, weights
 
 from lightning_ript.cli import main
-from lightning_ript.critic import (
+from lightning_ript.envs.toy import ToyEnvironment, ToySpec
+from lightning_ript.extensions.critic import (
     Critic,
     CriticConfig,
     discounted_success,
@@ -19,7 +20,6 @@ from lightning_ript.critic import (
     standardize,
     temporal_credit,
 )
-from lightning_ript.envs.toy import ToyEnvironment, ToySpec
 from lightning_ript.minibatches import MinibatchSchedule, episode_entries
 from lightning_ript.module import RIPTLightningModule
 from lightning_ript.policies.base import PolicyAdapter

@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from test_supervised import write_demonstrations
 
 from lightning_ript.cli import main
-from lightning_ript.demos.check import inspect
-from lightning_ript.demos.published import HUB_DATASET
+from lightning_ript.commands.check_data import inspect
+from lightning_ript.commands.download_data import HUB_DATASET
 from lightning_ript.envs.libero.suites import suite_tasks
 
 SUITE = "libero_goal"

@@ -13,9 +13,9 @@ from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.demos.dataset import OpenFiles, busy_steps
 from lightning_ript.demos.few_shot import few_shot
 from lightning_ript.demos.find_files import find_files
-from lightning_ript.demos.supervised import SupervisedFineTuning
 from lightning_ript.envs.libero.suites import suite_tasks
 from lightning_ript.policies.quest import QueSTPolicy
+from lightning_ript.policies.quest.stages import SupervisedFineTuning
 
 TASKS = suite_tasks("libero_object")
 

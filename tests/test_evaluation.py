@@ -6,7 +6,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lightning_ript.evaluation import EvaluationResult, SuccessRate, TaskResult, wilson_interval
+from lightning_ript.evaluation import SuccessRate
+from lightning_ript.reports.evaluation_table import evaluation_table
+from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult, wilson_interval
 from lightning_ript.types import Task
 
 SOUP = Task("libero_object", 0, "pick_up_the_soup", "pick up the soup")
@@ -130,11 +132,17 @@ def test_a_task_without_episodes_is_null_in_json_and_a_dash_in_the_table(tmp_pat
     content = json.loads((tmp_path / "result.json").read_text())
     assert content["tasks"][0]["success_rate"] is None
     assert math.isnan(EvaluationResult.read(tmp_path / "result.json").tasks[0].rate)
-    assert result.table().splitlines()[2].split() == ["pick_up_the_soup", "0/0", "-", "-", "-"]
+    assert evaluation_table(result).splitlines()[2].split() == [
+        "pick_up_the_soup",
+        "0/0",
+        "-",
+        "-",
+        "-",
+    ]
 
 
 def test_table_is_aligned():
-    assert counted().compute().table() == "\n".join(
+    assert evaluation_table(counted().compute()) == "\n".join(
         [
             "task              success    rate   95 % interval  mean steps",
             "-------------------------------------------------------------",

@@ -13,9 +13,9 @@ from lightning_ript.callbacks import EvaluationSweep
 from lightning_ript.cli import main
 from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.toy import ToySpec
-from lightning_ript.evaluation import wilson_interval
-from lightning_ript.evaluation_rollouts import evaluation_starts
+from lightning_ript.evaluation import evaluation_starts
 from lightning_ript.policies.toy import ToyPolicy
+from lightning_ript.storage.evaluation_result import wilson_interval
 
 STATES = 5
 EVALUATION = [

@@ -10,8 +10,8 @@ from test_quest_policy import TINY
 from toy_runs import SHORT
 
 from lightning_ript.cli import main
-from lightning_ript.hub import local_file
 from lightning_ript.policies.quest import QueST, QueSTPolicy, save_official
+from lightning_ript.storage.hub import local_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESPONSE = SimpleNamespace(headers={}, request=None)

@@ -10,9 +10,9 @@ import huggingface_hub
 import pytest
 import torch
 
-from lightning_ript.hub import local_folder
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla, load_scale_head
 from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
+from lightning_ript.storage.hub import local_folder
 
 tiny = pytest.importorskip("tiny_openvla")
 from_file = pytest.importorskip("safetensors.torch").load_file

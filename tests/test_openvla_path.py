@@ -9,7 +9,7 @@ from staged_probe import StagedSpec
 from lightning_ript.cli import main
 from lightning_ript.envs.libero.assets import cache_folder
 from lightning_ript.envs.libero.standins import build_standins
-from lightning_ript.run_directory import adapter_path, evaluation_path, scale_head_path
+from lightning_ript.storage.run_directory import adapter_path, evaluation_path, scale_head_path
 
 load_file = pytest.importorskip("safetensors.torch").load_file
 tiny = pytest.importorskip("tiny_openvla")  # needs timm

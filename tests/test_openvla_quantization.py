@@ -8,7 +8,7 @@ import torch
 from lightning_ript.cli import main
 from lightning_ript.policies.openvla_oft import quantization
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla
-from lightning_ript.run_directory import adapter_path
+from lightning_ript.storage.run_directory import adapter_path
 
 tiny = pytest.importorskip("tiny_openvla")  # needs timm
 load_file = pytest.importorskip("safetensors.torch").load_file

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightning_ript.cli import main
-from lightning_ript.run_directory import adapter_path, scale_head_path
+from lightning_ript.storage.run_directory import adapter_path, scale_head_path
 
 load_file = pytest.importorskip("safetensors.torch").load_file
 tiny = pytest.importorskip("tiny_openvla")  # needs timm

@@ -18,7 +18,7 @@ from lightning_ript.policies.openvla_oft.lora import (
 )
 from lightning_ript.policies.openvla_oft.merge import merge_lora
 from lightning_ript.policies.openvla_oft.statistics import parse_statistics
-from lightning_ript.run_directory import adapter_path
+from lightning_ript.storage.run_directory import adapter_path
 
 load_file = pytest.importorskip("safetensors.torch").load_file
 tiny = pytest.importorskip("tiny_openvla")  # needs timm

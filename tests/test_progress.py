@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lightning_ript.progress import progress_bar
+from lightning_ript.console.progress import progress_bar
 
 
 @pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.1), (False, 30.0)])

@@ -8,13 +8,12 @@ import pytest
 import torch
 from core_probe import FaultySpec
 
-from lightning_ript.context_queue import LocalQueue
 from lightning_ript.contexts import SampledContexts
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.envs.toy import ToyEnvironment, ToySpec
-from lightning_ript.evaluation_rollouts import EvaluationEpisodes
-from lightning_ript.filtering import is_informative
+from lightning_ript.evaluation import EvaluationEpisodes
+from lightning_ript.filtering import LocalQueue, is_informative
 from lightning_ript.policies.toy import ToyPolicy
 from lightning_ript.rollouts import Episode, collect_groups, run_episodes
 

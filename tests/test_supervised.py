@@ -13,12 +13,12 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_ript.demos.augmentation import jitter_colors, translate
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.demos.hdf5 import DemonstrationWriter, Episode
-from lightning_ript.demos.supervised import AutoencoderTraining, SupervisedFineTuning
 from lightning_ript.envs.libero.suites import find_tasks
 from lightning_ript.policies.quest import QueST, QueSTConfig, QueSTPolicy, save_official
+from lightning_ript.policies.quest.augmentation import jitter_colors, translate
+from lightning_ript.policies.quest.stages import AutoencoderTraining, SupervisedFineTuning
 
 TINY = QueSTConfig(
     image_size=16,
@@ -359,7 +359,7 @@ def test_images_of_another_size_are_refused(tmp_path, policy):
 
 def run_stage(stage, tmp_path, demonstrations, *arguments):
     """Runs a stage through LightningCLI; returns its last checkpoint."""
-    module = "lightning_ript.demos.supervised." + stage
+    module = "lightning_ript.policies.quest.stages." + stage
     sizes = {**TINY.__dict__, "fsq_levels": list(TINY.fsq_levels)}
     policy = {"class_path": "lightning_ript.policies.quest.QueSTPolicy"}
     policy["init_args"] = {"sizes": sizes}

@@ -15,10 +15,10 @@ from test_cli import refusal
 from toy_runs import ROOT, fit, hear_ctrl_c
 
 from lightning_ript.cli import main
-from lightning_ript.evaluation import EvaluationResult, TaskResult, wilson_interval
 from lightning_ript.reports.short_names import short_names
 from lightning_ript.reports.sweep_chart import draw_tasks
 from lightning_ript.reports.sweep_report import CellResult, progress, summarize, summary_table
+from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult, wilson_interval
 
 SUITES = ["--data.environment=sweep_probe.SuiteSpec", "--data.environment.mark=[1]"]
 
@@ -121,7 +121,7 @@ def test_without_seeds_and_suites_the_configs_own_are_taken(checkpoints, tmp_pat
 
 def test_official_and_lightning_checkpoints_take_turns(checkpoints, tmp_path, monkeypatch):
     """An official checkpoint's weights are acted with, and the next cell has its own again."""
-    from lightning_ript.reports.sweep import SweepCLI
+    from lightning_ript.commands.sweep import SweepCLI
 
     # The toy has no official format: the second run's file stands for it.
     def load_official(self, path):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_ript.demos.collect import EXPERT_SUITES, RecorderPool
+from lightning_ript.commands.collect_demos import EXPERT_SUITES, RecorderPool
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.rollouts import Episode

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from lightning_ript.envs.libero.suites import bddl_path
-from lightning_ript.files import replacing
+from lightning_ript.storage.files import replacing
 from lightning_ript.types import Task
 
 SETTINGS = "collection_settings"  # our own attribute; LIBERO's readers ignore it

@@ -1,1 +1,1 @@
-"""What comes out of finished runs: summaries, sweeps over checkpoints, comparisons, charts."""
+"""Tables and charts of results: they read files, and know no policy and no simulator."""

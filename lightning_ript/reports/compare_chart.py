@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_ript.evaluation import TaskResult
 from lightning_ript.reports.figures import (
     Colour,
     colours,
@@ -17,6 +16,7 @@ from lightning_ript.reports.figures import (
     new_figure,
     rates_over_iterations,
 )
+from lightning_ript.storage.evaluation_result import TaskResult
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lightning_ript.evaluation import EvaluationResult, TaskResult
 from lightning_ript.reports.tables import Row
+from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 
 
 def result_rows(result: EvaluationResult, facts: Mapping[str, object]) -> list[Row]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_ript.evaluation import TaskResult
 from lightning_ript.reports.figures import as_percent, colours, new_figure
 from lightning_ript.reports.rows import pooled
 from lightning_ript.reports.short_names import short_names
 from lightning_ript.reports.tables import Row
+from lightning_ript.storage.evaluation_result import TaskResult
 
 _WIDTH = 11.0  # inches, like all that follows
 _BAR = 0.16

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_ript.evaluation import EvaluationResult
-from lightning_ript.files import replacing
 from lightning_ript.reports.rows import found, pooled, result_rows
 from lightning_ript.reports.sweep_chart import draw_tasks
 from lightning_ript.reports.tables import Row, aligned, write_csv
-from lightning_ript.run_directory import sweep_table_path
+from lightning_ript.storage.evaluation_result import EvaluationResult
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.run_directory import sweep_table_path
 
 
 class CellResult(NamedTuple):

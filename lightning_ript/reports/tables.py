@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_ript.files import replacing
+from lightning_ript.storage.files import replacing
 
 Row = dict[str, Any]
 """Column -> value of a JSON type; None where there is no number."""

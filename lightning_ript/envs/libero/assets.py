@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lightning_ript.envs.libero.suites import libero_root
-from lightning_ript.files import cache_folder
+from lightning_ript.storage.files import cache_folder
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_ript.hub import local_folder
 from lightning_ript.policies.base import Decisions, PolicyAdapter
 from lightning_ript.policies.openvla_oft.checkpoint import PATTERNS
 from lightning_ript.policies.openvla_oft.config import CHUNK
@@ -20,6 +19,7 @@ from lightning_ript.policies.openvla_oft.model import Forward, OpenVLA
 from lightning_ript.policies.openvla_oft.prompt import PromptTokenizer
 from lightning_ript.policies.openvla_oft.quantization import Quantization
 from lightning_ript.policies.openvla_oft.statistics import load_statistics
+from lightning_ript.storage.hub import local_folder
 from lightning_ript.types import Observation, Task
 
 Precision = Literal["bfloat16", "float32"]

@@ -16,8 +16,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_ript.files import replacing
-from lightning_ript.hub import local_file, local_folder
 from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
 from lightning_ript.policies.openvla_oft.files import (
     bare,
@@ -39,6 +37,8 @@ from lightning_ript.policies.openvla_oft.quantization import (
     Quantizer,
     check_quantization,
 )
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.hub import local_file, local_folder
 
 PATTERNS = ("*.json", "*.model", "*.txt", "*.safetensors", "*.pt")
 ACTION_HEAD = "action_head--*checkpoint.pt"

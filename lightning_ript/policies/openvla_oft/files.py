@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ript.hub import first_line
+from lightning_ript.storage.hub import first_line
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

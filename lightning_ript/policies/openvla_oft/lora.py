@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ript.files import replacing
-from lightning_ript.hub import local_folder
+from lightning_ript.distributed.sharding import whole
 from lightning_ript.policies.openvla_oft.checkpoint import check_weights
 from lightning_ript.policies.openvla_oft.files import bare, check_fit, opened, read_pickle, shapes
 from lightning_ript.policies.openvla_oft.model import OpenVLA
-from lightning_ript.sharding import whole
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.hub import local_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_ript.files import replacing
-from lightning_ript.hub import local_folder
 from lightning_ript.policies.openvla_oft.checkpoint import (
     ACTION_HEAD,
     PATTERNS,
@@ -31,6 +29,8 @@ from lightning_ript.policies.openvla_oft.files import (
 )
 from lightning_ript.policies.openvla_oft.lora import CONFIG, HEADERS, PREFIX, WEIGHTS, LoraSizes
 from lightning_ript.policies.openvla_oft.lora import PATTERNS as LORA_PATTERNS
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.hub import local_folder
 
 SCALE_HEAD = "scale_header.pth"
 

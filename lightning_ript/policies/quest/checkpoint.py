@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightning_ript.files import replacing
-from lightning_ript.hub import first_line, local_file
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.hub import first_line, local_file
 
 OFFICIAL_PREFIX = "module."
 LIGHTNING_PREFIX = "policy.model."

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ript.files import cache_folder, replacing
-from lightning_ript.hub import explained, first_line
+from lightning_ript.storage.files import cache_folder, replacing
+from lightning_ript.storage.hub import explained, first_line
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from lightning_ript.demos.check import check
+from lightning_ript.commands.check_data import check
 from lightning_ript.envs.libero.suites import suite_tasks
-from lightning_ript.hub import explained
+from lightning_ript.storage.hub import explained
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from lightning_ript.callbacks import EvaluationReport, RolloutVideo
 from lightning_ript.cli import RIPTCLI, check_checkpoint
 from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.base import EnvironmentSpec
-from lightning_ript.evaluation import EvaluationResult
-from lightning_ript.files import replacing
 from lightning_ript.reports.short_names import telling_parts
 from lightning_ript.reports.sweep_report import CellResult, progress, write_report
-from lightning_ript.run_directory import evaluation_path
+from lightning_ript.storage.evaluation_result import EvaluationResult
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.run_directory import evaluation_path
 
 # They change nothing in a result, or each cell has its own.
 _PER_CELL = {"seed", "suite", "num_workers", "hang_seconds", "eval_videos"}

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_ript.evaluation import EvaluationResult, TaskResult
-from lightning_ript.files import replacing
 from lightning_ript.reports.compare_chart import Curve, draw_curves
 from lightning_ript.reports.rows import found
 from lightning_ript.reports.short_names import short_names
 from lightning_ript.reports.tables import Row, markdown, write_csv
-from lightning_ript.run_directory import evaluation_path, history_path
+from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.run_directory import evaluation_path, history_path
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from lightning_ript.demos.augmentation import jitter_colors, translate
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.policies.quest.adapter import QueSTPolicy, scale_images
+from lightning_ript.policies.quest.augmentation import jitter_colors, translate
 
 Batch = dict[str, Any]
 """A batch of `DemonstrationDataModule`: its docstring has the shapes."""

@@ -10,13 +10,13 @@ from typing import cast
 import numpy as np
 from tqdm import tqdm
 
+from lightning_ript.console.progress import progress_bar
 from lightning_ript.demos.hdf5 import DemonstrationWriter, Episode
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.graphics import Render
 from lightning_ript.envs.pool import EnvironmentPool
-from lightning_ript.progress import progress_bar
 from lightning_ript.types import Context, Task
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_ript.evaluation import EvaluationResult, TaskResult
-from lightning_ript.files import replacing
-from lightning_ript.run_directory import learning_curve_path, videos_of
+from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.run_directory import learning_curve_path, videos_of
 
 
 def report(before: str, after: str, run_dir: str) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim import Optimizer
 
-from lightning_ript.sharding import load_whole_state, sharded_like, whole_state
+from lightning_ript.distributed.sharding import load_whole_state, sharded_like, whole_state
 
 
 class ShardedStrategy(ModelParallelStrategy):

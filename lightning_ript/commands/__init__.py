@@ -1,0 +1,1 @@
+"""The program's own commands, beside LightningCLI's `fit` and `validate`."""

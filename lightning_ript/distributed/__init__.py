@@ -1,0 +1,1 @@
+"""Several processes: how they share parameters, and the strategy that does."""

@@ -1,0 +1,1 @@
+"""Ablations that replace a part of the loop, by subclass or by import path."""

@@ -1,0 +1,1 @@
+"""Where a run's files lie, how they are written, and the hub."""
