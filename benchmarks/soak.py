@@ -23,7 +23,7 @@ from lightning_ript.contexts import SampledContexts
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.policies.base import Decisions, PolicyAdapter
-from lightning_ript.rollouts import Episode, run_episodes
+from lightning_ript.rollouts import EpisodeRequest, run_episodes
 
 CHUNK = 8
 REPORTS = 20
@@ -73,7 +73,7 @@ def main(
     )  # fmt: skip
     spec.check()
     source, random = SampledContexts(), np.random.default_rng(seed)
-    stream = (Episode(source.context(n, spec, seed), n, (seed, n)) for n in range(episodes))
+    stream = (EpisodeRequest(source.context(n, spec, seed), n, (seed, n)) for n in range(episodes))
     seen: Counter[int] = Counter()
     kills, started = 0, time.monotonic()
     sys.stdout.write("| episodes | kills | minutes | main MiB | workers MiB | open files |\n")

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.rollouts import Episode, Precision, acting, run_episodes
+from lightning_ript.rollouts import EpisodeRequest, ForwardContext, acting, run_episodes
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 from lightning_ript.types import Context, Rollout, Task
 
@@ -42,9 +42,9 @@ def evaluation_starts(
     """
     starts: list[Start] = []
     for task in environment.tasks():
-        recorded = videos if isinstance(videos, int) else videos.get(task.name, 0)
+        filmed = videos if isinstance(videos, int) else videos.get(task.name, 0)
         states = environment.test_contexts(task)[:states_per_task]
-        starts += [(context, i < recorded) for i, context in enumerate(states)]
+        starts += [(context, i < filmed) for i, context in enumerate(states)]
     return starts
 
 
@@ -56,7 +56,7 @@ def run_evaluation(
     seed: int | None,
     num_workers: int,
     check: Callable[[], None] = lambda: None,
-    precision: Precision = nullcontext,
+    forward_context: ForwardContext = nullcontext,
 ) -> Generator[Rollout, None, None]:
     """Runs the episodes and yields each as it finishes; close it if it is not run to its end.
 
@@ -68,19 +68,19 @@ def run_evaluation(
         seed: Seed of the sampling noise; None acts on the most likely action instead.
         num_workers: Simulator processes, which want cores.
         check: Called after every episode; raises to stop.
-        precision: Makes the context that the policy decides in.
+        forward_context: Makes the context that the policy decides in.
     """
 
-    def episodes() -> Iterator[Episode]:
-        for context, record in starts:
+    def episodes() -> Iterator[EpisodeRequest]:
+        for context, film in starts:
             noise = None
             if seed is not None:
                 noise = (seed, _EVALUATION, context.task.index, context.index)
-            yield Episode(context, 0, noise, record)
+            yield EpisodeRequest(context, 0, noise, film)
 
     with (
         acting(policy, num_workers),
-        closing(run_episodes(policy, pool, episodes(), max_steps, precision)) as stream,
+        closing(run_episodes(policy, pool, episodes(), max_steps, forward_context)) as stream,
     ):
         for rollout in stream:
             check()

@@ -179,7 +179,7 @@ class RIPTLightningModule(L.LightningModule):
         mesh = self.device_mesh["data_parallel"]
         for policy in (self.policy, self.reference):
             if policy is not None:
-                shard(policy, mesh, policy.blocks(), policy.entries)
+                shard(policy, mesh, policy.blocks(), policy.entry_points)
         if self.critic is not None:
             shard(self.critic, mesh)
 

@@ -24,34 +24,34 @@ from lightning_ript.types import ChunkResult, Context, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)
 
-Precision = Callable[[], AbstractContextManager]
+ForwardContext = Callable[[], AbstractContextManager]
 """Makes the context of a forward pass, as Lightning's precision plugins do."""
 
 _ATTEMPTS = 3  # of an episode; a simulator that fails each time has another reason than bad luck
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeRequest:
     """An episode to run.
 
     Attributes:
         context: Where it starts.
         k: Its number in the group.
         seed: Entropy of its sampling noise; None acts on the most likely action instead.
-        record: Whether to keep a frame of every control step.
+        film: Whether to keep a frame of every control step.
     """
 
     context: Context
     k: int
     seed: tuple[int, ...] | None
-    record: bool = False
+    film: bool = False
 
 
 @dataclass
 class _Running:
     """An episode in a slot."""
 
-    episode: Episode
+    episode: EpisodeRequest
     attempt: int
     rng: np.random.Generator | None
     steps: int = 0
@@ -82,9 +82,9 @@ def acting(policy: PolicyAdapter, num_workers: int) -> Iterator[None]:
 def run_episodes(
     policy: PolicyAdapter,
     pool: EnvironmentPool,
-    episodes: Iterator[Episode],
+    episodes: Iterator[EpisodeRequest],
     max_steps: int,
-    precision: Precision = nullcontext,
+    forward_context: ForwardContext = nullcontext,
 ) -> Generator[Rollout, None, None]:
     """Runs episodes and yields each as it finishes; a free slot starts the next one at once.
 
@@ -96,18 +96,18 @@ def run_episodes(
         pool: Where the episodes run.
         episodes: What to run; the next one is taken only when a slot is free.
         max_steps: Control steps after which an episode has failed.
-        precision: Makes the context that the policy decides in.
+        forward_context: Makes the context that the policy decides in.
 
     Raises:
         WorkerError: If a simulator cannot be built, or fails in an episode time after time.
     """
     running: dict[int, _Running] = {}
 
-    def start(slot: int, episode: Episode | None, attempt: int = 1) -> None:
+    def start(slot: int, episode: EpisodeRequest | None, attempt: int = 1) -> None:
         if episode is not None:
             rng = None if episode.seed is None else np.random.default_rng(episode.seed)
             running[slot] = _Running(episode, attempt, rng)
-            pool.reset(slot, episode.context, episode.record)
+            pool.reset(slot, episode.context, episode.film)
 
     try:
         for slot in pool.slots:
@@ -140,7 +140,7 @@ def run_episodes(
                 deciding.append(slot)
                 observations.append(answer)
             if deciding:
-                _decide(policy, pool, deciding, observations, running, max_steps, precision)
+                _decide(policy, pool, deciding, observations, running, max_steps, forward_context)
     finally:
         pool.drain()
 
@@ -152,7 +152,7 @@ def _decide(
     observations: list,
     running: dict[int, _Running],
     max_steps: int,
-    precision: Precision,
+    forward_context: ForwardContext,
 ) -> None:
     """Gives each waiting slot its next action chunk."""
     states = [running[slot] for slot in slots]
@@ -166,7 +166,7 @@ def _decide(
             draws = [states[i].rng.random(policy.noise_shape, np.float32) for i in rows]  # type: ignore[union-attr]
             noise = torch.from_numpy(np.stack(draws)).to(policy.device)
         tasks = [states[i].episode.context.task for i in rows]
-        with precision():
+        with forward_context():
             decisions = policy.act([observations[i] for i in rows], tasks, noise)
         actions = decisions.actions.float().cpu().numpy()
         if not np.isfinite(actions).all():
@@ -227,7 +227,7 @@ def collect_groups(
     dynamic_sampling: bool = True,
     on_rollout: Callable[[Rollout, ContextQueue], None] = lambda rollout, queue: None,
     check: Callable[[], None] = lambda: None,
-    precision: Precision = nullcontext,
+    forward_context: ForwardContext = nullcontext,
 ) -> Collection:
     """Runs groups until the queue says that enough were kept or that no context is left.
 
@@ -242,23 +242,23 @@ def collect_groups(
         dynamic_sampling: Whether groups with all-equal rewards are dropped.
         on_rollout: Called after every finished episode, for progress.
         check: Called after every finished episode and while waiting for others; raises to stop.
-        precision: Makes the context that the policy decides in.
+        forward_context: Makes the context that the policy decides in.
     """
     finished: dict[int, list[Rollout]] = {}
     complete: dict[int, RolloutGroup] = {}
 
-    def episodes() -> Iterator[Episode]:
+    def episodes() -> Iterator[EpisodeRequest]:
         while (n := queue.claim()) is not None:
             start = context(n)
             finished[n] = []
             for k in range(rollouts_per_context):
-                yield Episode(start, k, seed=(*seed, n, k))
+                yield EpisodeRequest(start, k, seed=(*seed, n, k))
 
     # However the loop ends, closing abandons what still runs.
     def keeps(group: RolloutGroup) -> bool:
         return not dynamic_sampling or is_informative(group.rewards)
 
-    with closing(run_episodes(policy, pool, episodes(), max_steps, precision)) as stream:
+    with closing(run_episodes(policy, pool, episodes(), max_steps, forward_context)) as stream:
         for rollout in stream:
             n = rollout.context.index
             finished[n].append(rollout)

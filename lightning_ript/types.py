@@ -83,7 +83,7 @@ class ChunkResult:
         observation: The observation after the last executed step.
         success: Whether the task succeeded at any executed step; execution stops there.
         steps: Control steps executed, at most the chunk's length.
-        frames: One agent-view image (H, W, 3) uint8 per executed step, empty unless recording.
+        frames: One agent-view image (H, W, 3) uint8 per executed step, empty unless filmed.
     """
 
     observation: Observation
@@ -103,7 +103,7 @@ class Rollout:
         steps: Control steps executed.
         record: What the policy needs to score its own actions again: name -> (D, ...).
         log_probs: Log-probability of each action token when it was sampled, (D, T) float32.
-        frames: Images for a video, empty unless recording.
+        frames: Images for a video, empty unless filmed.
     """
 
     context: Context

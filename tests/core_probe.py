@@ -37,9 +37,9 @@ class FaultyEnvironment(ToyEnvironment):
     def __init__(self, fault, flags):
         self.fault, self.flags = fault, flags
 
-    def reset(self, context, record=False):
+    def reset(self, context, film=False):
         self.context = context
-        return super().reset(context, record)
+        return super().reset(context, film)
 
     def step_chunk(self, actions):
         if self.flags is not None:
@@ -66,8 +66,8 @@ class CuriousSpec(ToySpec):
 
 
 class CuriousEnvironment(ToyEnvironment):
-    def reset(self, context, record=False):
-        observation = dict(super().reset(context, record))
+    def reset(self, context, film=False):
+        observation = dict(super().reset(context, film))
         observation["gripper_states"][:] = "torch" in sys.modules
         return observation
 
@@ -97,9 +97,9 @@ class HopelessEnvironment(ToyEnvironment):
     def __init__(self, since):
         self.since = since
 
-    def reset(self, context, record=False):
+    def reset(self, context, film=False):
         self.hopeless = context.index >= self.since
-        return super().reset(context, record)
+        return super().reset(context, film)
 
     def step_chunk(self, actions):
         if self.hopeless:

@@ -160,7 +160,7 @@ def main(assets, output):
             found[f"{name}_{kind}_first"] = observation_bits(fast.reset(start))
             found[f"{name}_{kind}_objects"] = objects(fast)
 
-    fast.reset(in_the_basket(fast, contexts[0]), record=True)
+    fast.reset(in_the_basket(fast, contexts[0]), film=True)
     result = fast.step_chunk(np.tile([0.0, 0, 0, 0, 0, 0, -1], (8, 1)))
     found["success"] = result.success
     found["success_steps"] = result.steps

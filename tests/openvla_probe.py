@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import tiny_openvla  # noqa: F401
 import torch
+from gymnasium import spaces
 
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.envs.base import EnvironmentSpec
@@ -23,6 +24,22 @@ class ReachSpec(EnvironmentSpec):
     max_steps: int = 16
     test_states: int = 3
     image_size: int = 64
+
+    @property
+    def observation_space(self):
+        image = spaces.Box(0, 255, (self.image_size, self.image_size, 3), np.uint8)
+        widths = {"ee_pos": 3, "ee_quat": 4, "gripper_states": 2}
+        return spaces.Dict(
+            [
+                ("agentview_rgb", image),
+                ("eye_in_hand_rgb", image),
+                *((k, spaces.Box(-np.inf, np.inf, (n,), np.float32)) for k, n in widths.items()),
+            ]
+        )
+
+    @property
+    def action_space(self):
+        return spaces.Box(-1.0, 1.0, (7,), np.float32)
 
     def tasks(self):
         return [Task("made_up", i, f"task_{i}", text) for i, text in enumerate(LANGUAGES)]
@@ -41,7 +58,7 @@ class ReachEnvironment:
     def __init__(self, image_size):
         self._shape = (image_size, image_size, 3)
 
-    def reset(self, context, record=False):
+    def reset(self, context, film=False):
         self._rng = np.random.default_rng([context.task.index, context.seed])
         self._sign = 1 if context.task.index == 0 else -1
         self._place = np.zeros(3)

@@ -11,8 +11,8 @@ class StagedEnvironment:
     def __init__(self, environment):
         self._environment = environment
 
-    def reset(self, context, record=False):
-        observation = self._environment.reset(context, record)
+    def reset(self, context, film=False):
+        observation = self._environment.reset(context, film)
         self._start = observation["ee_pos"][0]
         return observation
 

@@ -18,7 +18,7 @@ from lightning_ript.commands.check_data import inspect_folder
 from lightning_ript.commands.collect_demos import attempt_context, collect_demos
 from lightning_ript.demos import collect
 from lightning_ript.demos.find_files import find_files
-from lightning_ript.demos.hdf5 import Episode, read_demonstrations
+from lightning_ript.demos.hdf5 import RecordedEpisode, read_demonstrations
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.libero.assets import Assets
 from lightning_ript.envs.libero.standins import build_standins
@@ -49,7 +49,7 @@ class FakePool:
         self.waiting.append((slot, context))
         self.attempts.append((context.task.index, context.index))
 
-    def finished(self) -> list[tuple[int, Episode | None]]:
+    def finished(self) -> list[tuple[int, RecordedEpisode | None]]:
         if len(self.attempts) > self.stop_after:
             raise KeyboardInterrupt
         slot, context = self.waiting.pop()

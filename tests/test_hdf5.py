@@ -16,7 +16,7 @@ import pytest
 
 from lightning_ript.demos.hdf5 import (
     DemonstrationWriter,
-    Episode,
+    RecordedEpisode,
     axis_angle,
     read_demonstrations,
     read_init_states,
@@ -28,11 +28,11 @@ SETTINGS = {"seed": 0, "noise": 0.0}
 FILE = f"{TASK.name}_demo.hdf5"
 
 
-def episode(attempt: int, steps: int = 5) -> Episode:
+def episode(attempt: int, steps: int = 5) -> RecordedEpisode:
     random = np.random.default_rng(attempt)
     image = (steps, 8, 8, 3)
     quaternions = random.normal(size=(steps, 4))
-    return Episode(
+    return RecordedEpisode(
         actions=random.uniform(-1, 1, (steps, 7)).astype(np.float32),
         states=random.normal(size=(steps, 11)),
         observations={
@@ -214,7 +214,7 @@ def test_published_files_are_not_added_to(tmp_path: Path) -> None:
 
 def test_uneven_episodes_are_refused(tmp_path: Path) -> None:
     uneven = episode(0)
-    uneven = Episode(**{**vars(uneven), "states": uneven.states[:-1]})
+    uneven = RecordedEpisode(**{**vars(uneven), "states": uneven.states[:-1]})
     with pytest.raises(ValueError, match="different or no lengths"):
         DemonstrationWriter(tmp_path / FILE, TASK, 8, SETTINGS).append(uneven)
 

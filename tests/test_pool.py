@@ -31,14 +31,14 @@ def test_slots_answer_as_the_environment_does(num_workers):
     with EnvironmentPool(SPEC, num_workers) as pool:
         slots = list(pool.slots)[:2]
         for i in slots:
-            pool.reset(i, CONTEXTS[i], record=True)
+            pool.reset(i, CONTEXTS[i], film=True)
         first = answers(pool, len(slots))
         for i in slots:
             pool.step_chunk(i, ACTIONS[i])
         second = answers(pool, len(slots))
     for i in slots:
         alone = ToyEnvironment()
-        expected = alone.reset(CONTEXTS[i], record=True)
+        expected = alone.reset(CONTEXTS[i], film=True)
         for name, value in expected.items():
             assert np.array_equal(first[i][name], value)
         result = alone.step_chunk(ACTIONS[i])

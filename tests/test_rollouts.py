@@ -15,7 +15,7 @@ from lightning_ript.envs.toy import ToyEnvironment, ToySpec
 from lightning_ript.evaluation import EvaluationEpisodes
 from lightning_ript.filtering import LocalQueue, is_informative
 from lightning_ript.policies.toy import ToyPolicy
-from lightning_ript.rollouts import Episode, collect_groups, run_episodes
+from lightning_ript.rollouts import EpisodeRequest, collect_groups, run_episodes
 
 SPEC = ToySpec()
 SOURCE = SampledContexts()
@@ -30,8 +30,8 @@ class ShufflingPool:
         self._environments = [ToyEnvironment() for _ in self.slots]
         self._pending = {}
 
-    def reset(self, slot, context, record=False):
-        self._pending[slot] = self._environments[slot].reset(context, record)
+    def reset(self, slot, context, film=False):
+        self._pending[slot] = self._environments[slot].reset(context, film)
 
     def step_chunk(self, slot, actions):
         self._pending[slot] = self._environments[slot].step_chunk(actions)
@@ -153,14 +153,14 @@ def test_an_episode_ends_at_max_steps():
             return decisions
 
     contexts = [SOURCE.context(n, SPEC, 0) for n in range(3)]
-    episodes = (Episode(context, 0, (1,)) for context in contexts)
+    episodes = (EpisodeRequest(context, 0, (1,)) for context in contexts)
     rollouts = list(run_episodes(Away(), ShufflingPool(0, 2), episodes, max_steps=10))
     assert [(r.steps, r.decisions, r.success) for r in rollouts] == [(10, 3, False)] * 3
 
 
 def test_greedy_and_sampled_episodes_share_a_pool():
     context = SOURCE.context(0, SPEC, 0)
-    episodes = [Episode(context, k, (k,) if k % 2 else None) for k in range(8)]
+    episodes = [EpisodeRequest(context, k, (k,) if k % 2 else None) for k in range(8)]
     pool = ShufflingPool(0, 4)
     rollouts = sorted(run_episodes(ToyPolicy(), pool, iter(episodes), 32), key=lambda r: r.k)
     actions = [rollout.record["indices"] for rollout in rollouts]
@@ -172,7 +172,9 @@ def test_abandoned_episodes_do_not_block_the_pool():
     contexts = [SOURCE.context(n, SPEC, 0) for n in range(9)]
     with EnvironmentPool(SPEC, 2) as pool:
         for _ in range(2):
-            stream = run_episodes(ToyPolicy(), pool, (Episode(c, 0, (0,)) for c in contexts), 32)
+            stream = run_episodes(
+                ToyPolicy(), pool, (EpisodeRequest(c, 0, (0,)) for c in contexts), 32
+            )
             next(stream)
             stream.close()
 

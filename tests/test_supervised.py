@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_ript.demos.datamodule import DemonstrationDataModule
-from lightning_ript.demos.hdf5 import DemonstrationWriter, Episode
+from lightning_ript.demos.hdf5 import DemonstrationWriter, RecordedEpisode
 from lightning_ript.envs.libero.suites import find_tasks
 from lightning_ript.policies.quest import QueST, QueSTConfig, QueSTPolicy, save_official
 from lightning_ript.policies.quest.augmentation import jitter_colors, translate
@@ -145,7 +145,9 @@ def test_what_the_projects_writer_writes(tmp_path):
             observations[camera] = rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
         actions = rng.uniform(-1, 1, (12, 7))
         states = rng.normal(size=(12, 50))
-        writer.append(Episode(actions, states, observations, states[0], "<mujoco/>", attempt))
+        writer.append(
+            RecordedEpisode(actions, states, observations, states[0], "<mujoco/>", attempt)
+        )
     module = data(path)
     item = module.validation[4]
     assert np.array_equal(item["images"]["agentview_rgb"], observations["agentview_rgb"][4])

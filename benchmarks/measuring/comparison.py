@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lightning_ript.envs.libero import LiberoSpec
-from lightning_ript.rollouts import Episode
+from lightning_ript.rollouts import EpisodeRequest
 from lightning_ript.types import Context, Task
 from measuring.policy import TimedPolicy
 from measuring.processes import cores
@@ -55,7 +55,7 @@ def compare(
     spec: LiberoSpec,
     task: Task,
     workers: int,
-    rounds: Sequence[Sequence[Episode]],
+    rounds: Sequence[Sequence[EpisodeRequest]],
     policy: TimedPolicy,
     names: Sequence[str],
 ) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def scale(
     spec: LiberoSpec,
     task: Task,
     workers: Sequence[int],
-    rounds: Sequence[Sequence[Episode]],
+    rounds: Sequence[Sequence[EpisodeRequest]],
     policy: TimedPolicy,
     names: Sequence[str],
 ) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from lightning_ript.commands.collect_demos import EXPERT_SUITES, RecorderPool
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.libero import LiberoSpec
-from lightning_ript.rollouts import Episode
+from lightning_ript.rollouts import EpisodeRequest
 from lightning_ript.types import Context, Task
 from measuring.workers import StagedContext
 
@@ -25,7 +25,7 @@ def plan(
     success: float,
     success_at: int | None,
     seed: int,
-) -> list[list[Episode]]:
+) -> list[list[EpisodeRequest]]:
     """Lays out the episodes of each round, on the benchmark's test states in their order.
 
     A share of each round's episodes, at random places in it, is made to succeed: by what the
@@ -56,7 +56,7 @@ def plan(
         wins = set(order[: round(success * episodes)].tolist())
         result.append(
             [
-                Episode(
+                EpisodeRequest(
                     _stage(
                         states,
                         (number * episodes + i) // per_context,

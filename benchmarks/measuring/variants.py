@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lightning_ript.envs.libero import LiberoSpec
-from lightning_ript.rollouts import Episode, run_episodes
+from lightning_ript.rollouts import EpisodeRequest, run_episodes
 from lightning_ript.types import Task
 from measuring.policy import TimedPolicy
 from measuring.processes import processor_seconds, tree_memory_mib
@@ -41,7 +41,7 @@ class Variant(ABC):
         """Does what is done once, such as compiling kept models."""
 
     @abstractmethod
-    def run(self, policy: TimedPolicy, episodes: Sequence[Episode]) -> list[Outcome]:
+    def run(self, policy: TimedPolicy, episodes: Sequence[EpisodeRequest]) -> list[Outcome]:
         """Runs episodes of `StagedContext`s."""
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Variant(ABC):
     def close(self) -> None:
         """Ends the simulator processes."""
 
-    def measure(self, policy: TimedPolicy, episodes: Sequence[Episode]) -> dict[str, Any]:
+    def measure(self, policy: TimedPolicy, episodes: Sequence[EpisodeRequest]) -> dict[str, Any]:
         """Runs episodes and measures them; times in seconds, memory in MiB."""
         policy.seconds = 0.0
         before, processors = self._totals(), processor_seconds(self.pids)
@@ -92,7 +92,7 @@ class Lockstep(Variant):
         """Waits until the environments are built."""
         self._start([start] * self.workers)
 
-    def run(self, policy: TimedPolicy, episodes: Sequence[Episode]) -> list[Outcome]:
+    def run(self, policy: TimedPolicy, episodes: Sequence[EpisodeRequest]) -> list[Outcome]:
         """Runs as many episodes at a time as there are environments."""
         return [
             outcome
@@ -108,7 +108,9 @@ class Lockstep(Variant):
         seen, _ = self._execute(np.tile(NO_OP, (self.workers, self.spec.settle_steps, 1)))
         return seen
 
-    def _run_together(self, policy: TimedPolicy, episodes: Sequence[Episode]) -> list[Outcome]:
+    def _run_together(
+        self, policy: TimedPolicy, episodes: Sequence[EpisodeRequest]
+    ) -> list[Outcome]:
         contexts: list[StagedContext] = [episode.context for episode in episodes]  # type: ignore[misc]
         generators = [np.random.default_rng(episode.seed) for episode in episodes]
         seen = self._start(contexts)
@@ -216,7 +218,7 @@ class Ours(Variant):
         self._pool.ask("reset", start)
         self.pids = [process.pid for process in self._pool.processes]
 
-    def run(self, policy: TimedPolicy, episodes: Sequence[Episode]) -> list[Outcome]:
+    def run(self, policy: TimedPolicy, episodes: Sequence[EpisodeRequest]) -> list[Outcome]:
         """See `Variant`."""
         rollouts = run_episodes(policy, self._pool, iter(episodes), self.spec.max_steps)
         return [Outcome(rollout.success, rollout.steps) for rollout in rollouts]

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lightning_ript.console.progress import progress_bar
-from lightning_ript.demos.hdf5 import DemonstrationWriter, Episode
+from lightning_ript.demos.hdf5 import DemonstrationWriter, RecordedEpisode
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.libero import LiberoSpec
@@ -54,7 +54,7 @@ class RecorderPool(EnvironmentPool):
         """Asks a slot for an episode; `finished` returns it."""
         self._request(slot, "record", context)
 
-    def finished(self) -> list[tuple[int, Episode | None]]:
+    def finished(self) -> list[tuple[int, RecordedEpisode | None]]:
         """Blocks until a slot is done; the failed episodes are None.
 
         Raises:
@@ -64,7 +64,7 @@ class RecorderPool(EnvironmentPool):
         for _, answer in answers:
             if isinstance(answer, WorkerError):
                 raise answer
-        return cast("list[tuple[int, Episode | None]]", answers)
+        return cast("list[tuple[int, RecordedEpisode | None]]", answers)
 
 
 def collect_demos(
@@ -179,7 +179,7 @@ def _collect_task(
     start = attempt = writer.next_attempt
     already = writer.count
     idle, running = list(pool.slots), dict[int, int]()  # slot -> attempt
-    done: dict[int, Episode | None] = {}
+    done: dict[int, RecordedEpisode | None] = {}
     in_a_row = failed = 0
     while writer.count < demos:
         hopeful = sum(episode is not None for episode in done.values()) + len(running)

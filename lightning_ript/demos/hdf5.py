@@ -27,7 +27,7 @@ SETTINGS = "collection_settings"  # our own attribute; LIBERO's readers ignore i
 
 
 @dataclass(frozen=True)
-class Episode:
+class RecordedEpisode:
     """One successful episode of T steps, in memory, on its way to a file.
 
     Attributes:
@@ -212,7 +212,7 @@ class DemonstrationWriter:
     def _settings(self) -> dict[str, Any]:
         return {"task": self.task.name, "image_size": self.image_size, **self.settings}
 
-    def append(self, episode: Episode) -> None:
+    def append(self, episode: RecordedEpisode) -> None:
         """Adds one demonstration.
 
         Raises:
@@ -284,7 +284,7 @@ class DemonstrationWriter:
         }
 
 
-def _write(group: h5py.Group, episode: Episode) -> None:
+def _write(group: h5py.Group, episode: RecordedEpisode) -> None:
     seen = episode.observations
     steps = len(episode.actions)
     last = np.zeros(steps, dtype=np.uint8)

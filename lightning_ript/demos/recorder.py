@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lightning_ript.demos.hdf5 import Episode
+from lightning_ript.demos.hdf5 import RecordedEpisode
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.environment import LiberoEnvironment
 from lightning_ript.types import Context, Observation
@@ -43,7 +43,7 @@ class Recorder:
         self._spec = spec
         self._environment: LiberoEnvironment = LiberoEnvironment(spec.libero)
 
-    def record(self, context: Context) -> Episode | None:
+    def record(self, context: Context) -> RecordedEpisode | None:
         """Runs one episode.
 
         Args:
@@ -72,7 +72,7 @@ class Recorder:
             result = environment.step_chunk(actions[-1][None])
             observation = result.observation
             if result.success:
-                return Episode(
+                return RecordedEpisode(
                     actions=np.stack(actions),
                     states=np.stack(states),
                     observations={

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from gymnasium import spaces
 
 from lightning_ript.types import ChunkResult, Context, Observation, Task
 
@@ -32,13 +35,13 @@ class WorkerError(RuntimeError):
 class Environment(Protocol):
     """A simulator living in a worker process."""
 
-    def reset(self, context: Context, record: bool = False) -> Observation:
+    def reset(self, context: Context, film: bool = False) -> Observation:
         """Starts an episode and returns the first observation, after any settling steps.
 
         Args:
             context: Where to start; the same context gives the same episode. Its `perturbation`,
                 if it has one, moves the objects.
-            record: Whether `step_chunk` returns a frame per control step.
+            film: Whether `step_chunk` returns a frame per control step.
         """
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
@@ -49,13 +52,38 @@ class Environment(Protocol):
 
 
 class EnvironmentSpec(ABC):
-    """Everything needed to build an environment in another process; picklable."""
+    """Everything needed to build an environment in another process, and what it is like; picklable.
+
+    Observations are dictionaries. Images are (H, W, 3) uint8 and upright: row 0 is the top. A
+    policy whose training data was stored upside down turns them itself.
+    """
 
     max_steps: int
     """Control steps after which an episode has failed."""
 
     least_workers: ClassVar[int] = 0
     """1 where it cannot run in the main process: drawing by software GL crashes beside torch."""
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Installed distributions, beside the project's own, whose version a result depends on."""
+
+    conventions: ClassVar[Mapping[str, str]] = {}
+    """What the numbers of each observation key, and of `action`, mean: unit, frame, order, sign."""
+
+    @property
+    @abstractmethod
+    def observation_space(self) -> spaces.Dict:
+        """Observations by key, in the order in which policies take them.
+
+        Boxes of (H, W, 3) uint8 are cameras, the first of them the one that videos show; all others
+        are proprioception, (width,) float32. Build it from a list of pairs: gymnasium sorts the
+        keys of a dictionary.
+        """
+
+    @property
+    @abstractmethod
+    def action_space(self) -> spaces.Box:
+        """The action of one control step, (action_dim,)."""
 
     @abstractmethod
     def tasks(self) -> Sequence[Task]:
@@ -69,6 +97,32 @@ class EnvironmentSpec(ABC):
     def check(self) -> None:
         """Raises with one clear sentence when this machine cannot run the environment."""
 
+    def caveats(self) -> tuple[str, ...]:
+        """What whoever compares a result with others has to know, a sentence each.
+
+        Reports repeat them, and runs with different ones are not compared. Ask after `check`.
+        """
+        return ()
+
+    def describe(self) -> dict[str, Any]:
+        """The settings in JSON's types, for the files that results are kept in."""
+        described: dict[str, Any] = {"class": type(self).__name__}
+        if dataclasses.is_dataclass(self):
+            # Through JSON, so that the numbers of a result read back equal those written.
+            described |= json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        return {**described, "caveats": list(self.caveats())}
+
+    def of_suite(self, suite: str) -> EnvironmentSpec:
+        """The same environment with another set of tasks.
+
+        Args:
+            suite: Its name, as `Task.suite` has it.
+
+        Raises:
+            ValueError: If there is no such suite.
+        """
+        raise ValueError(f"{type(self).__name__} has no suites to choose from: leave {suite} out.")
+
     def worker_variables(self, device: int) -> dict[str, str]:
         """Environment variables of a rank's workers, e.g. to share out the GPUs.
 
@@ -80,3 +134,17 @@ class EnvironmentSpec(ABC):
     @abstractmethod
     def make(self) -> Environment:
         """Builds the environment; called inside the worker."""
+
+
+def cameras(observation_space: spaces.Dict) -> dict[str, int]:
+    """The cameras of an observation space: key -> height of the image in pixels, in its order."""
+    return {key: box.shape[0] for key, box in _boxes(observation_space) if len(box.shape) == 3}
+
+
+def proprioception(observation_space: spaces.Dict) -> dict[str, int]:
+    """The proprioceptive inputs of an observation space: key -> width, in its order."""
+    return {key: box.shape[0] for key, box in _boxes(observation_space) if len(box.shape) == 1}
+
+
+def _boxes(observation_space: spaces.Dict) -> list[tuple[str, spaces.Box]]:
+    return [(key, box) for key, box in observation_space.items() if isinstance(box, spaces.Box)]

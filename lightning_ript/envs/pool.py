@@ -119,9 +119,9 @@ class EnvironmentPool:
         """The workers that run at present, in the order of their slots."""
         return [worker.process for worker in self._workers if worker is not None]
 
-    def reset(self, slot: int, context: Context, record: bool = False) -> None:
+    def reset(self, slot: int, context: Context, film: bool = False) -> None:
         """Asks a slot to start an episode; `wait` returns its first observation."""
-        self._request(slot, "reset", context, record)
+        self._request(slot, "reset", context, film)
 
     def step_chunk(self, slot: int, actions: np.ndarray) -> None:
         """Asks a slot to execute actions (n, action_dim); `wait` returns the `ChunkResult`."""

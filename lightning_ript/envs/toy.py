@@ -6,10 +6,12 @@ it, in `joint_states`; the right action is obvious, so a policy that does not le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from gymnasium import spaces
 
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.types import ChunkResult, Context, Observation, Task
@@ -32,6 +34,26 @@ class ToySpec(EnvironmentSpec):
     num_tasks: int = 2
     max_steps: int = 32
     test_states: int = 50
+
+    conventions: ClassVar[Mapping[str, str]] = {
+        "joint_states": "the goal (x, y), then zeros",
+        "ee_pos": "the point (x, y), then zero",
+        "gripper_states": "zeros",
+        "action": "where to go (x, y) in axes that the task turns; length 1 is a step of 0.1",
+    }
+
+    @property
+    def observation_space(self) -> spaces.Dict:
+        """LIBERO's proprioception, without its cameras."""
+        widths = {"joint_states": 7, "ee_pos": 3, "gripper_states": 2}
+        return spaces.Dict(
+            [(key, spaces.Box(-np.inf, np.inf, (n,), np.float32)) for key, n in widths.items()]
+        )
+
+    @property
+    def action_space(self) -> spaces.Box:
+        """A direction."""
+        return spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def tasks(self) -> Sequence[Task]:
         """The toy's tasks."""
@@ -62,7 +84,7 @@ class ToySpec(EnvironmentSpec):
 class ToyEnvironment:
     """A point that has to reach a goal; actions (2,) are clipped to [-1, 1]."""
 
-    def reset(self, context: Context, record: bool = False) -> Observation:
+    def reset(self, context: Context, film: bool = False) -> Observation:
         """Draws start and goal from the context's seed, or takes them from `init_state` (4,).
 
         The goal is the one object that a perturbation can move.
@@ -74,7 +96,7 @@ class ToyEnvironment:
             self._goal += context.perturbation.offsets(1)[0]
         turn = context.task.index * np.pi / 2
         self._axes = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        self._record = record
+        self._film = film
         return self._observe()
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
@@ -86,7 +108,7 @@ class ToyEnvironment:
         for action in actions:
             self._point = self._point + _STEP * self._axes @ np.clip(action, -1, 1)
             steps += 1
-            if self._record:
+            if self._film:
                 frames.append(self._draw())
             success = bool(np.linalg.norm(self._point - self._goal) < _RADIUS)
             if success:

@@ -33,14 +33,14 @@ class PolicyAdapter(nn.Module, ABC):
     Attributes:
         noise_shape: Shape of the uniform noise one sampled decision consumes. The rollout engine
             draws it from the episode's own seed, so results do not depend on batching.
-        entries: Names of the methods that run parts of the network and are called from outside.
-            When processes share the parameters (FSDP), these gather them first.
+        entry_points: Names of the methods that run parts of the network and are called from
+            outside. When processes share the parameters (FSDP), these gather them first.
         roundable: Whether all parameters may be rounded to half precision, as the trainer's
             `bf16-true` does.
     """
 
     noise_shape: tuple[int, ...]
-    entries: tuple[str, ...] = ("act", "log_prob", "features")
+    entry_points: tuple[str, ...] = ("act", "log_prob", "features")
     roundable: bool = True
 
     def prepare(self, tasks: Sequence[Task]) -> None:

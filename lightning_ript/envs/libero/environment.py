@@ -35,16 +35,16 @@ class LiberoEnvironment:
         self._spec = spec
         self._simulations: OrderedDict[str, TaskSimulation] = OrderedDict()
         self._current: TaskSimulation | None = None
-        self._record = False
+        self._film = False
 
-    def reset(self, context: Context, record: bool = False) -> Observation:
+    def reset(self, context: Context, film: bool = False) -> Observation:
         """Starts an episode and lets the objects come to rest.
 
         A context without an initial state samples one from its seed.
 
         Args:
             context: Where to start.
-            record: Whether `step_chunk` returns a frame per control step.
+            film: Whether `step_chunk` returns a frame per control step.
 
         Returns:
             The observation after the settling steps.
@@ -59,7 +59,7 @@ class LiberoEnvironment:
         if state is None:
             state = simulation.sample_state(context.seed, self._spec.init_joint_noise)
         simulation.reset(np.asarray(state, dtype=np.float64), context.perturbation)
-        self._record = record
+        self._film = film
         steps = self._spec.settle_steps
         for step in range(steps):
             simulation.step(NO_OP, self._spec.cameras if step == steps - 1 else None)
@@ -91,10 +91,10 @@ class LiberoEnvironment:
         for step, action in enumerate(actions, start=1):
             last = step == len(actions)
             look: Sequence[str] | None = cameras if last else None
-            if self._record:
+            if self._film:
                 look = (*cameras, FRAME_CAMERA) if last else (FRAME_CAMERA,)
             success = simulation.step(action, look)
-            if self._record:
+            if self._film:
                 frames.append(simulation.seen[FRAME_CAMERA])
             if success:
                 break

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
+from gymnasium import spaces
 
 from lightning_ript.envs.base import Environment, EnvironmentSpec
 from lightning_ript.envs.libero import graphics
@@ -56,6 +57,19 @@ class LiberoSpec(EnvironmentSpec):
     max_compiled: int = 2
 
     least_workers: ClassVar[int] = 1
+
+    @property
+    def observation_space(self) -> spaces.Dict:
+        """The chosen cameras, then proprioception."""
+        image = spaces.Box(0, 255, (self.image_size, self.image_size, 3), np.uint8)
+        widths = {"joint_states": 7, "ee_pos": 3, "ee_quat": 4, "gripper_states": 2}
+        low = [(key, spaces.Box(-np.inf, np.inf, (n,), np.float32)) for key, n in widths.items()]
+        return spaces.Dict([*((camera, image) for camera in self.cameras), *low])
+
+    @property
+    def action_space(self) -> spaces.Box:
+        """Six OSC_POSE deltas and the gripper."""
+        return spaces.Box(-1.0, 1.0, (7,), np.float32)
 
     @cached_property
     def found_assets(self) -> Assets:

@@ -22,7 +22,7 @@ from lightning_ript.policies.openvla_oft.statistics import load_statistics
 from lightning_ript.storage.hub import local_folder
 from lightning_ript.types import Observation, Task
 
-Precision = Literal["bfloat16", "float32"]
+WeightPrecision = Literal["bfloat16", "float32"]
 DEFAULT_LORA = LoraSizes()
 
 
@@ -68,7 +68,7 @@ class OpenVLAPolicy(PolicyAdapter):
         executed_actions: int = CHUNK,
         cameras: Sequence[str] = CAMERAS,
         proprio: bool = True,
-        precision: Precision = "bfloat16",
+        precision: WeightPrecision = "bfloat16",
         quantization: Quantization | None = None,
         gradient_checkpointing: bool = True,
         device: str | None = None,
@@ -80,7 +80,7 @@ class OpenVLAPolicy(PolicyAdapter):
                 "between 1 and that"
             )
         check_choice("forward", forward, get_args(Forward))
-        check_choice("precision", precision, get_args(Precision))
+        check_choice("precision", precision, get_args(WeightPrecision))
         folder = local_folder(checkpoint, PATTERNS)
         self.statistics = load_statistics(folder, statistics)
         self.tokenizer = PromptTokenizer(folder)

@@ -45,7 +45,7 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         ModuleNotFoundError: A library that only this policy needs is not installed.
     """
 
-    entries = (*PolicyAdapter.entries, "demonstrated")
+    entry_points = (*PolicyAdapter.entry_points, "demonstrated")
     model: OpenVLAOFT
 
     def __init__(
