@@ -82,7 +82,7 @@ class EvaluationSweep(Callback):
             datamodule.check_environment(environment)
         environments = [datamodule.environment, *self.environments.values()]
         tasks = [task for environment in environments for task in environment.tasks()]
-        datamodule.module.policy.prepare(tasks)  # the data module has prepared it for its own only
+        datamodule.learner.policy.prepare(tasks)  # the data module has prepared it for its own only
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Goes on from the iteration that training goes on from; evaluates the starting policy."""
@@ -138,14 +138,14 @@ class EvaluationSweep(Callback):
         starts = evaluation_starts(environment, self.states_per_task)
         mine = starts[trainer.global_rank :: trainer.world_size]
         rollouts = run_evaluation(
-            datamodule.module.policy,
+            datamodule.learner.policy,
             pool,
             mine,
-            environment.max_steps,
-            seed if datamodule.eval_sampling else None,
-            datamodule.num_workers,
-            datamodule.check_sigterm,
-            trainer.precision_plugin.forward_context,
+            max_steps=environment.max_steps,
+            seed=seed if datamodule.eval_sampling else None,
+            num_workers=datamodule.num_workers,
+            interrupt=datamodule.check_sigterm,
+            forward_context=trainer.precision_plugin.forward_context,
         )
         bar = progress_bar(
             rollouts,

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lightning_ript.types import RolloutGroup
 
-AdvantageEstimator = Literal["leave_one_out", "group_normalized", "plain"]
-
-
-class Credit(NamedTuple):
-    """How the N decisions of some groups are judged, in the order of groups, rollouts and time.
-
-    Attributes:
-        advantages: (N,) float32.
-        returns: What followed each decision, (N,) float32 in [0, 1]: its episode's reward, or what
-            a critic's value of it should have been.
-    """
-
-    advantages: Tensor
-    returns: Tensor
+AdvantageEstimator = (
+    Literal["leave_one_out", "group_normalized", "plain"] | Callable[[Tensor], Tensor]
+)
+"""One of the functions below by its name, or any other: rewards (..., K) to advantages (..., K)."""
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
@@ -56,23 +46,27 @@ def plain(rewards: Tensor) -> Tensor:
 
 
 def estimate(estimator: AdvantageEstimator, rewards: Tensor) -> Tensor:
-    """Applies the estimator of that name to rewards (..., K)."""
-    return _ESTIMATORS[estimator](rewards)
+    """Applies an estimator to rewards (..., K).
+
+    Raises:
+        ValueError: If it does not return a finite advantage for each reward.
+    """
+    function = _ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
+    advantages = function(rewards)
+    if advantages.shape != rewards.shape or not advantages.isfinite().all():
+        raise ValueError(
+            f"model.advantage made {advantages.tolist()} of the rewards {rewards.tolist()}: it has "
+            "to return one finite advantage for each reward."
+        )
+    return advantages
 
 
-def group_credit(estimator: AdvantageEstimator, groups: Sequence[RolloutGroup]) -> Credit:
-    """Judges all decisions of an episode alike, by its reward and those of its group."""
-    rewards = [torch.tensor(group.rewards) for group in groups]
+def group_advantages(estimator: AdvantageEstimator, groups: Sequence[RolloutGroup]) -> Tensor:
+    """The advantage of every decision (N,): all decisions of an episode share its advantage."""
+    per_rollout = [estimate(estimator, torch.tensor(group.rewards)) for group in groups]
     lengths = torch.tensor([r.decisions for group in groups for r in group.rollouts]).long()
-    advantages = concatenate(estimate(estimator, each) for each in rewards)
-    return Credit(
-        advantages.repeat_interleave(lengths), concatenate(rewards).repeat_interleave(lengths)
-    )
-
-
-def concatenate(parts: Iterable[Tensor]) -> Tensor:
-    """Joins tensors (n,) float32, of which there may be none."""
-    return torch.cat([torch.empty(0), *parts])
+    # An empty tensor first: a rank may hold no group.
+    return torch.cat([torch.empty(0), *per_rollout]).repeat_interleave(lengths)
 
 
 def _check(rewards: Tensor) -> None:

@@ -5,40 +5,57 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_ript.console.progress import progress_bar
 from lightning_ript.contexts import ContextSource, SampledContexts
+from lightning_ript.distributed.exchange import gather_objects
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool, check_workers
-from lightning_ript.evaluation import EvaluationEpisodes, Start, evaluation_starts, run_evaluation
+from lightning_ript.evaluation import (
+    EvaluationEpisodes,
+    Start,
+    evaluation_starts,
+    run_evaluation,
+)
 from lightning_ript.filtering import ContextQueue, make_queue
-from lightning_ript.minibatches import EpisodeEntry, MinibatchSchedule, episode_entries
-from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.rollouts import Collection, acting, collect_groups
-from lightning_ript.types import Context, Minibatch, Perturbation, Rollout
+from lightning_ript.types import Context, Experience, Minibatch, Perturbation, Rollout, Task
 
 log = logging.getLogger(__name__)
 
 _PERTURBATION = 2**32 - 2  # Stands where the seeds of training episodes have the iteration.
 
 
-class Sealed:
+@runtime_checkable
+class Learner(Protocol):
+    """What the data module asks of the module that it makes experience for."""
+
+    policy: PolicyAdapter
+
+    def prepare_tasks(self, tasks: Sequence[Task]) -> None:
+        """Gets ready for the tasks of a run, before any simulator is started."""
+
+    def plan(self, experience: Experience) -> Any:
+        """The micro-batches to learn from, a sized iterable; every rank calls it."""
+
+
+class OpaqueLoader:
     """Hides batches from Lightning until they are moved to the device.
 
     At `bf16-true` Lightning would round all of a batch to the precision of the parameters, so that
     actions were scored that nobody took; what to round is the policy's business.
 
     Args:
-        batches: A sized iterable of them.
+        batches: A sized iterable of them; closed with the loader if it can be.
     """
 
     def __init__(self, batches: Any) -> None:
@@ -47,11 +64,16 @@ class Sealed:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[_Sealed]:
-        return map(_Sealed, self._batches)
+    def __iter__(self) -> Iterator[OpaqueBatch]:
+        return map(OpaqueBatch, self._batches)
+
+    def close(self) -> None:
+        """Ends an iteration that was left before its end."""
+        if hasattr(self._batches, "close"):
+            self._batches.close()
 
 
-class _Sealed:
+class OpaqueBatch:
     """One batch; neither a dataclass nor a collection, which Lightning would look into."""
 
     def __init__(self, batch: Minibatch | Rollout) -> None:
@@ -150,21 +172,23 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_videos = eval_videos
         self.seed = seed
         self._next_context = 0
-        self._iteration = -1  # the one that `_schedule` is of
-        self._schedule: Iterable[Minibatch] = ()
+        self._iteration = -1  # the one that `_batches` are of
+        self._batches: Sized = ()
         self._pool: EnvironmentPool | None = None
-        self._evaluation: EvaluationEpisodes | None = None
-        self.collected: dict[str, float] = {}
 
     @property
-    def module(self) -> RIPTLightningModule:
-        """The module whose policy acts."""
+    def learner(self) -> Learner:
+        """The module whose policy acts, and which learns from what it experiences.
+
+        Raises:
+            TypeError: If the module cannot.
+        """
         assert self.trainer is not None
-        module = self.trainer.lightning_module
-        if not isinstance(module, RIPTLightningModule):
+        module: Any = self.trainer.lightning_module
+        if not isinstance(module, Learner):
             raise TypeError(
-                f"RolloutDataModule needs a RIPTLightningModule, not {type(module).__name__}: "
-                "set model.class_path."
+                "RolloutDataModule makes experience for a RIPTLightningModule (a policy, "
+                f"prepare_tasks and plan), not for {type(module).__name__}: set model.class_path."
             )
         return module
 
@@ -202,8 +226,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.contexts.check(self.environment)
             self._iteration = -1
             RolloutDataModule._fits += 1
-        self.module.policy.prepare(self.environment.tasks())
-        self.module.success_rate.reset_tasks(self.environment.tasks())
+        self.learner.prepare_tasks(self.environment.tasks())
 
     def check_environment(self, environment: EnvironmentSpec) -> None:
         """Refuses an environment that cannot run on this machine or with this module's settings.
@@ -257,7 +280,9 @@ class RolloutDataModule(L.LightningDataModule):
         """Goes on where the stream was left."""
         self._next_context = state_dict["next_context"]
 
-    def on_before_batch_transfer(self, batch: _Sealed, dataloader_idx: int) -> Minibatch | Rollout:
+    def on_before_batch_transfer(
+        self, batch: OpaqueBatch, dataloader_idx: int
+    ) -> Minibatch | Rollout:
         """Unwraps what Lightning was not to touch."""
         return batch.batch
 
@@ -269,8 +294,8 @@ class RolloutDataModule(L.LightningDataModule):
 
     # -- training ---------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Iterable[_Sealed]:
-        """Collects, filters, and returns the micro-batches of all PPO passes.
+    def train_dataloader(self) -> Iterable[OpaqueBatch]:
+        """Collects an iteration's experience; the batches are what the module plans to learn from.
 
         Raises:
             StopIteration: If there is nothing to learn from, which ends the run as it stood after
@@ -285,19 +310,10 @@ class RolloutDataModule(L.LightningDataModule):
         if max_epochs is not None and 0 <= max_epochs <= iteration:
             return iter(())  # A finished run was started again: Lightning asks before it looks.
         if iteration == self._iteration:
-            return Sealed(self._schedule)  # When it resumes a run, Lightning asks twice.
-        self.module.policy.check_ready()  # earlier, sharded weights are not yet restored
-        started = time.monotonic()
-        collection = self._collect(trainer, iteration)
-        self._next_context = collection.next_context
-        seconds = time.monotonic() - started
-        module = self.module
-        credit = needed = None
-        if not module.needs_every_decision:
-            credit = module.judge(collection.groups)
-            needed = credit.advantages != 0
-        entries, fillers = self._exchange(collection, seconds, needed)
-        if not entries:
+            return OpaqueLoader(self._batches)  # When it resumes a run, Lightning asks twice.
+        self.learner.policy.check_ready()  # earlier, sharded weights are not yet restored
+        experience = self.collect(iteration)
+        if not experience.statistics["rollout/groups_kept"]:
             rank_zero_warn(
                 f"All {self.max_contexts} contexts of iteration {iteration} gave "
                 "groups of equal rewards, so there is nothing to learn from: the run ends here. "
@@ -309,23 +325,33 @@ class RolloutDataModule(L.LightningDataModule):
             trainer.should_stop = True  # Before the first iteration Lightning stops only so.
             return iter(())
         self._iteration = iteration
-        self._schedule = MinibatchSchedule(
-            collection.groups,
-            entries,
-            trainer.global_rank,
-            trainer.world_size,
-            *fillers[0],
-            module.passes,
-            module.episodes_per_minibatch,
-            module.decisions_per_microbatch,
-            module.aggregation,
-            credit if credit is not None else module.judge(collection.groups),
-            (self.seed, iteration),
-            needed,
-        )
-        return Sealed(self._schedule)
+        self._batches = self.learner.plan(experience)
+        return OpaqueLoader(self._batches)
 
-    def _collect(self, trainer: L.Trainer, iteration: int) -> Collection:
+    def collect(self, iteration: int) -> Experience:
+        """Runs and filters rollouts of the live policy; every rank has to call it.
+
+        Args:
+            iteration: Number of the iteration, which the rollouts' noise depends on.
+
+        Returns:
+            This rank's groups, and the statistics of all ranks.
+        """
+        started = time.monotonic()
+        collection = self._collect(iteration)
+        self._next_context = collection.next_context
+        statistics = summed_statistics(collection, time.monotonic() - started)
+        kept = statistics["rollout/groups_kept"]
+        if 0 < kept < self.groups_wanted:
+            rank_zero_info(
+                f"This iteration kept {kept:.0f} of {self.groups_wanted} groups after "
+                f"{self.max_contexts} contexts and goes on."
+            )
+        return Experience(collection.groups, statistics, seed=(self.seed, iteration))
+
+    def _collect(self, iteration: int) -> Collection:
+        trainer, policy = self.trainer, self.learner.policy
+        assert trainer is not None
         first = self._next_context
         queue = make_queue(
             f"fit{self._fits}/iteration{iteration}", first, self.groups_wanted, self.max_contexts
@@ -347,19 +373,19 @@ class RolloutDataModule(L.LightningDataModule):
                 refresh=False,
             )
 
-        with bar, acting(self.module.policy, self.num_workers):
+        with bar, acting(policy, self.num_workers):
             return collect_groups(
-                self.module.policy,
+                policy,
                 self.pool,
                 queue,
                 self._context,
-                self.rollouts_per_context,
-                (self.seed, iteration),
-                self.environment.max_steps,
-                self.dynamic_sampling,
-                on_rollout,
-                self.check_sigterm,
-                trainer.precision_plugin.forward_context,
+                rollouts_per_context=self.rollouts_per_context,
+                seed=(self.seed, iteration),
+                max_steps=self.environment.max_steps,
+                dynamic_sampling=self.dynamic_sampling,
+                on_rollout=on_rollout,
+                interrupt=self.check_sigterm,
+                forward_context=trainer.precision_plugin.forward_context,
             )
 
     def _context(self, n: int) -> Context:
@@ -376,82 +402,38 @@ class RolloutDataModule(L.LightningDataModule):
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
-    def _exchange(
-        self, collection: Collection, seconds: float, needed: torch.Tensor | None
-    ) -> tuple[list[EpisodeEntry], list[tuple[dict[str, torch.Tensor], int]]]:
-        """Tells all ranks who holds what, and sums the statistics of all into `collected`.
-
-        Returns:
-            The episodes of all ranks, and from each rank that has one the record of a decision and
-            its number of action tokens, for ranks that hold no episode.
-        """
-        assert self.trainer is not None
-        rank = self.trainer.global_rank
-        filler = None
-        if collection.groups:
-            first = collection.groups[0].rollouts[0]
-            one = {name: value[:1].clone() for name, value in first.record.items()}
-            filler = (one, first.log_probs.shape[1])
-        entries = episode_entries(collection.groups, rank, needed)
-        mine = (entries, filler, collection_counts(collection))
-        if self.trainer.world_size > 1:
-            everyone: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(everyone, mine)
-        else:
-            everyone = [mine]
-        entries = [entry for part in everyone for entry in part[0]]
-        fillers = [part[1] for part in everyone if part[1] is not None]
-        total = {key: sum(part[2][key] for part in everyone) for key in mine[2]}
-        kept_rate = total["kept_successes"] / max(1, total["kept_episodes"])
-        self.collected = {
-            "rollout/success_rate": total["successes"] / max(1, total["episodes"]),
-            "rollout/success_rate_kept": kept_rate,
-            "rollout/groups_kept": total["kept_groups"],
-            "rollout/groups_dropped": total["dropped_groups"],
-            "rollout/episode_length": total["steps"] / max(1, total["episodes"]),
-            "rollout/episodes_per_second": total["episodes"] / seconds,
-            "time/collecting": seconds,
-        }
-        if total["kept_groups"] < self.groups_wanted and total["kept_groups"]:
-            rank_zero_info(
-                f"This iteration kept {total['kept_groups']} of "
-                f"{self.groups_wanted} groups after {self.max_contexts} contexts and goes on."
-            )
-        return entries, fillers
-
     # -- evaluation -------------------------------------------------------------------------------
 
-    def val_dataloader(self) -> Sealed:
+    def val_dataloader(self) -> OpaqueLoader:
         """The evaluation episodes, run lazily: one finished rollout per batch."""
         assert self.trainer is not None
         starts = evaluation_starts(self.environment, self.eval_states_per_task, self.eval_videos)
         mine = starts[self.trainer.global_rank :: self.trainer.world_size]
-        self._evaluation = EvaluationEpisodes(mine, self._evaluate)
-        return Sealed(self._evaluation)
-
-    def end_evaluation(self) -> None:
-        """Ends the episodes of an evaluation, of which Lightning may have taken but some."""
-        if self._evaluation is not None:
-            self._evaluation.close()
+        return OpaqueLoader(EvaluationEpisodes(mine, self._evaluate))
 
     def _evaluate(self, starts: list[Start]) -> Generator[Rollout, None, None]:
         assert self.trainer is not None
         return run_evaluation(
-            self.module.policy,
+            self.learner.policy,
             self.pool,
             starts,
-            self.environment.max_steps,
-            self.seed if self.eval_sampling else None,
-            self.num_workers,
-            self.check_sigterm,
-            self.trainer.precision_plugin.forward_context,
+            max_steps=self.environment.max_steps,
+            seed=self.seed if self.eval_sampling else None,
+            num_workers=self.num_workers,
+            interrupt=self.check_sigterm,
+            forward_context=self.trainer.precision_plugin.forward_context,
         )
 
 
-def collection_counts(collection: Collection) -> dict[str, int]:
-    """The numbers of a collection that add up over ranks."""
+def summed_statistics(collection: Collection, seconds: float) -> dict[str, float]:
+    """The metrics of a collection over all ranks; every rank has to call it.
+
+    Args:
+        collection: This rank's share.
+        seconds: How long it took.
+    """
     kept = [rollout for group in collection.groups for rollout in group.rollouts]
-    return {
+    mine = {
         "successes": collection.successes,
         "episodes": collection.episodes,
         "steps": collection.steps,
@@ -459,4 +441,15 @@ def collection_counts(collection: Collection) -> dict[str, int]:
         "dropped_groups": len(collection.dropped),
         "kept_successes": sum(rollout.success for rollout in kept),
         "kept_episodes": len(kept),
+    }
+    everyone = gather_objects(mine)
+    total = {name: sum(part[name] for part in everyone) for name in mine}
+    return {
+        "rollout/success_rate": total["successes"] / max(1, total["episodes"]),
+        "rollout/success_rate_kept": total["kept_successes"] / max(1, total["kept_episodes"]),
+        "rollout/groups_kept": total["kept_groups"],
+        "rollout/groups_dropped": total["dropped_groups"],
+        "rollout/episode_length": total["steps"] / max(1, total["episodes"]),
+        "rollout/episodes_per_second": total["episodes"] / seconds,
+        "time/collecting": seconds,
     }

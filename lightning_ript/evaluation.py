@@ -52,10 +52,11 @@ def run_evaluation(
     policy: PolicyAdapter,
     pool: EnvironmentPool,
     starts: list[Start],
+    *,
     max_steps: int,
     seed: int | None,
     num_workers: int,
-    check: Callable[[], None] = lambda: None,
+    interrupt: Callable[[], None] = lambda: None,
     forward_context: ForwardContext = nullcontext,
 ) -> Generator[Rollout, None, None]:
     """Runs the episodes and yields each as it finishes; close it if it is not run to its end.
@@ -67,7 +68,7 @@ def run_evaluation(
         max_steps: Control steps after which an episode has failed.
         seed: Seed of the sampling noise; None acts on the most likely action instead.
         num_workers: Simulator processes, which want cores.
-        check: Called after every episode; raises to stop.
+        interrupt: Called after every episode; raises to stop.
         forward_context: Makes the context that the policy decides in.
     """
 
@@ -83,12 +84,17 @@ def run_evaluation(
         closing(run_episodes(policy, pool, episodes(), max_steps, forward_context)) as stream,
     ):
         for rollout in stream:
-            check()
+            interrupt()
             yield rollout
 
 
 class EvaluationEpisodes:
-    """A sized iterable of evaluation rollouts; every iteration runs them anew."""
+    """A sized iterable of evaluation rollouts; every iteration runs them anew.
+
+    Args:
+        starts: Where they start.
+        run: Runs them.
+    """
 
     def __init__(
         self, starts: list[Start], run: Callable[[list[Start]], Generator[Rollout, None, None]]
@@ -105,9 +111,9 @@ class EvaluationEpisodes:
         return self._running
 
     def close(self) -> None:
-        """Ends the iteration, which Lightning leaves after the last rollout or an earlier one.
+        """Ends the episodes that still run, and takes the policy out of acting.
 
-        Until then the policy is as it is for acting.
+        Lightning asks for no more rollouts than it wants, so it never comes to the end by itself.
         """
         if self._running is not None:
             self._running.close()

@@ -61,14 +61,14 @@ class ContextQueue(ABC):
             self._lead += 1
         return True
 
-    def wait(self, check: Callable[[], None]) -> None:
+    def wait(self, interrupt: Callable[[], None]) -> None:
         """Blocks until `enough`: other ranks may still run contexts that count.
 
         Args:
-            check: Called now and then; raises to stop waiting.
+            interrupt: Called now and then; raises to stop waiting.
         """
         while not self.enough():
-            check()
+            interrupt()
             time.sleep(_POLL_SECONDS)
 
     def end(self) -> int:

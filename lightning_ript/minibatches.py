@@ -1,24 +1,44 @@
-"""From groups to the PPO micro-batches of all passes, the same however ranks share the groups."""
+"""From kept groups to the PPO micro-batches of all passes, the same however ranks share the groups.
+
+`flatten` is the one place where the records of episodes become a flat batch of decisions.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ript.advantages import Credit
-from lightning_ript.types import Minibatch, RolloutGroup
+from lightning_ript.types import DecisionBatch, Minibatch, RolloutGroup
 
-Aggregation = Literal["token", "sequence"]
+LossAggregation = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True)
-class EpisodeEntry:
+class LearningSchedule:
+    """How often, and in what portions, an iteration's rollouts are learned from.
+
+    Attributes:
+        passes: PPO passes over all episodes.
+        episodes_per_minibatch: Episodes per optimizer step over all ranks; sizes are evened out,
+            so that no step rests on a small remainder.
+        decisions_per_microbatch: Decision steps per forward pass at most.
+        loss_aggregation: "token" weighs every token alike, "sequence" every episode.
+    """
+
+    passes: int
+    episodes_per_minibatch: int
+    decisions_per_microbatch: int
+    loss_aggregation: LossAggregation
+
+
+@dataclass(frozen=True)
+class KeptEpisode:
     """One kept episode as every rank knows it: who holds it, and how long it is.
 
     Attributes:
@@ -26,118 +46,93 @@ class EpisodeEntry:
         k: Its number in the group.
         rank: The rank that holds it.
         decisions: Its decision steps D.
-        needed: How many of them have to be computed.
     """
 
     number: int
     k: int
     rank: int
     decisions: int
-    needed: int
 
 
-def episode_entries(
-    groups: Sequence[RolloutGroup], rank: int, needed: Tensor | None = None
-) -> list[EpisodeEntry]:
-    """Lists the episodes of this rank's groups.
-
-    Args:
-        groups: This rank's groups.
-        rank: This rank.
-        needed: Which of their decisions have to be computed, (N,) bool; None for all.
-    """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = [rollout.decisions for rollout in rollouts]
-    counts = lengths if needed is None else [int(part.sum()) for part in needed.split(lengths)]
+def kept_episodes(groups: Sequence[RolloutGroup], rank: int) -> list[KeptEpisode]:
+    """Lists the episodes of this rank's groups."""
     return [
-        EpisodeEntry(rollout.context.index, rollout.k, rank, rollout.decisions, count)
-        for rollout, count in zip(rollouts, counts, strict=True)
+        KeptEpisode(rollout.context.index, rollout.k, rank, rollout.decisions)
+        for group in groups
+        for rollout in group.rollouts
     ]
+
+
+def flatten(groups: Sequence[RolloutGroup]) -> DecisionBatch:
+    """Joins the records of all rollouts; advantages are still zero."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = tuple(rollout.decisions for rollout in rollouts)
+    if not rollouts:
+        return DecisionBatch({}, torch.empty(0, 0), lengths, torch.empty(0))
+    return DecisionBatch(
+        record={name: torch.cat([r.record[name] for r in rollouts]) for name in rollouts[0].record},
+        old_log_probs=torch.cat([r.log_probs for r in rollouts]),
+        lengths=lengths,
+        advantages=torch.zeros(sum(lengths)),
+    )
 
 
 class MinibatchSchedule:
     """Yields this rank's micro-batches; a re-iteration yields the same.
 
-    A minibatch, between two optimizer steps, is a random set of `episodes_per_minibatch` episodes
-    out of all ranks' together. Each rank contributes the decision steps it holds, batched without
-    padding in micro-batches of a bounded size; ranks with less add micro-batches of weight zero so
-    that all take the same number of steps.
-
-    Decisions that nothing is learned from may be left out. They still count in the normalizer and
-    their minibatch still steps, even if none is left in it, on a micro-batch of weight zero: its
-    gradient is zero, but optimizers with momentum or weight decay would move, and leaving out must
-    change nothing but the time it takes.
+    A minibatch, between two optimizer steps, is a random set of episodes out of all ranks'
+    together. Each rank contributes the decision steps it holds, batched without padding in
+    micro-batches of a bounded size; ranks with less add micro-batches of weight zero so that all
+    take the same number of steps.
 
     Args:
-        groups: The groups this rank holds.
-        entries: The episodes of all ranks, the same list on every rank.
+        mine: The decisions that this rank holds.
+        episodes: The episodes of all ranks, the same list on every rank; this rank's in the order
+            of `mine`.
+        filler: One decision, for micro-batches of weight zero.
+        schedule: How they are learned from.
         rank: This rank.
         world_size: Number of ranks.
-        filler: A record of one decision, name -> (1, ...), for micro-batches of weight zero.
-        num_tokens: Action tokens per decision, T.
-        passes: PPO passes over all episodes.
-        episodes_per_minibatch: Episodes per optimizer step over all ranks; sizes are evened out,
-            so that no step rests on a small remainder.
-        decisions_per_microbatch: Decision steps per forward pass at most.
-        aggregation: "token" weighs every token alike, "sequence" every episode.
-        credit: Advantages and returns of all decisions of `groups`.
         seed: Entropy of the shuffling.
-        needed: Which decisions of `groups` have to be computed, (N,) bool, as `entries` were told;
-            None for all.
     """
 
     def __init__(
         self,
-        groups: Sequence[RolloutGroup],
-        entries: Sequence[EpisodeEntry],
-        rank: int,
-        world_size: int,
-        filler: dict[str, Tensor],
-        num_tokens: int,
-        passes: int,
-        episodes_per_minibatch: int,
-        decisions_per_microbatch: int,
-        aggregation: Aggregation,
-        credit: Credit,
-        seed: tuple[int, ...],
-        needed: Tensor | None = None,
+        mine: DecisionBatch,
+        episodes: Sequence[KeptEpisode],
+        filler: DecisionBatch,
+        schedule: LearningSchedule,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: tuple[int, ...] = (),
     ) -> None:
-        self._entries = sorted(entries, key=lambda e: (e.number, e.k))
-        self._rank, self._world_size = rank, world_size
-        self._filler, self._num_tokens = filler, num_tokens
-        self._passes, self._per_minibatch = passes, episodes_per_minibatch
-        self._per_microbatch = decisions_per_microbatch
-        self._aggregation, self._credit, self._seed = aggregation, credit, seed
-        self._needed = needed
+        self._mine, self._filler, self._schedule = mine, filler, schedule
+        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._num_tokens = filler.old_log_probs.shape[1]
+        lengths = torch.tensor(mine.lengths, dtype=torch.long)
+        self._episode_length = lengths.repeat_interleave(lengths)  # of each decision's episode
+        self._first_row: dict[tuple[int, int], int] = {}
+        row = 0
+        for episode in episodes:
+            if episode.rank == rank:
+                self._first_row[episode.number, episode.k] = row
+                row += episode.decisions
+        self._episodes = sorted(episodes, key=lambda e: (e.number, e.k))
+        self._plan = [list(self._minibatches(number)) for number in range(schedule.passes)]
 
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        self._offsets: dict[tuple[int, int], int] = {}
-        total = 0
-        for rollout in rollouts:
-            self._offsets[rollout.context.index, rollout.k] = total
-            total += rollout.decisions
-        self._record = (
-            {name: torch.cat([r.record[name] for r in rollouts]) for name in rollouts[0].record}
-            if rollouts
-            else {}
-        )
-        if rollouts:
-            self._old_log_probs = torch.cat([r.log_probs for r in rollouts])
-            lengths = torch.tensor([r.decisions for r in rollouts])
-            self._lengths = lengths.repeat_interleave(lengths)
-        self._plan = [list(self._minibatches(number)) for number in range(passes)]
-
-    def _minibatches(self, number: int) -> Iterator[list[EpisodeEntry]]:
-        order = np.random.default_rng((*self._seed, number)).permutation(len(self._entries))
-        parts = max(1, math.ceil(len(order) / self._per_minibatch))
+    def _minibatches(self, number: int) -> Iterator[list[KeptEpisode]]:
+        """The minibatches of the pass of that number."""
+        order = np.random.default_rng((*self._seed, number)).permutation(len(self._episodes))
+        parts = max(1, math.ceil(len(order) / self._schedule.episodes_per_minibatch))
         for part in np.array_split(order, parts):
-            yield [self._entries[i] for i in part]
+            yield [self._episodes[i] for i in part]
 
-    def _num_microbatches(self, minibatch: list[EpisodeEntry]) -> int:
+    def _num_microbatches(self, minibatch: list[KeptEpisode]) -> int:
         per_rank = [0] * self._world_size
-        for entry in minibatch:
-            per_rank[entry.rank] += entry.needed
-        return max(1, math.ceil(max(per_rank) / self._per_microbatch))
+        for episode in minibatch:
+            per_rank[episode.rank] += episode.decisions
+        return max(1, math.ceil(max(per_rank) / self._schedule.decisions_per_microbatch))
 
     def __len__(self) -> int:
         return sum(self._num_microbatches(m) for minibatches in self._plan for m in minibatches)
@@ -147,43 +142,48 @@ class MinibatchSchedule:
             for minibatch in minibatches:
                 yield from self._microbatches(minibatch)
 
-    def _microbatches(self, minibatch: list[EpisodeEntry]) -> Iterator[Minibatch]:
-        normalizer = float(
-            len(minibatch)
-            if self._aggregation == "sequence"
-            else sum(entry.decisions for entry in minibatch) * self._num_tokens
-        )
+    def _microbatches(self, minibatch: list[KeptEpisode]) -> Iterator[Minibatch]:
+        by_episode = self._schedule.loss_aggregation == "sequence"
+        tokens = sum(episode.decisions for episode in minibatch) * self._num_tokens
+        normalizer = float(len(minibatch) if by_episode else tokens)
         mine = [
-            torch.arange(entry.decisions) + self._offsets[entry.number, entry.k]
-            for entry in minibatch
-            if entry.rank == self._rank
+            torch.arange(episode.decisions) + self._first_row[episode.number, episode.k]
+            for episode in minibatch
+            if episode.rank == self._rank
         ]
         rows = torch.cat(mine) if mine else torch.empty(0, dtype=torch.long)
-        if self._needed is not None:
-            rows = rows[self._needed[rows]]
         count = self._num_microbatches(minibatch)
         for i, part in enumerate(rows.tensor_split(count)):
-            is_last = i == count - 1
-            yield (
-                self._gather(part, normalizer, is_last)
-                if len(part)
-                else self._zero_weight(normalizer, is_last)
-            )
+            yield self._microbatch(part, normalizer, is_last=i == count - 1)
 
-    def _gather(self, rows: Tensor, normalizer: float, is_last: bool) -> Minibatch:
-        weights = torch.ones(len(rows), self._num_tokens)
-        if self._aggregation == "sequence":
-            weights /= (self._lengths[rows] * self._num_tokens).unsqueeze(-1)
+    def _microbatch(self, rows: Tensor, normalizer: float, is_last: bool) -> Minibatch:
+        decisions = self._mine[rows] if len(rows) else self._filler
+        weights = torch.ones_like(decisions.old_log_probs)
+        if not len(rows):
+            weights.zero_()
+        elif self._schedule.loss_aggregation == "sequence":
+            weights /= (self._episode_length[rows] * self._num_tokens).unsqueeze(-1)
         return Minibatch(
-            {name: value[rows] for name, value in self._record.items()},
-            self._old_log_probs[rows],
-            self._credit.advantages[rows],
-            self._credit.returns[rows],
-            weights,
-            normalizer,
-            is_last,
+            record=decisions.record,
+            old_log_probs=decisions.old_log_probs,
+            advantages=decisions.advantages,
+            targets=decisions.targets,
+            weights=weights,
+            normalizer=normalizer,
+            is_last=is_last,
         )
 
-    def _zero_weight(self, normalizer: float, is_last: bool) -> Minibatch:
-        tokens, decision = torch.zeros(1, self._num_tokens), torch.zeros(1)
-        return Minibatch(self._filler, tokens, decision, decision, tokens, normalizer, is_last)
+
+def filler_of(decisions: DecisionBatch) -> DecisionBatch | None:
+    """The first decision with a log-probability and an advantage of zero; None without any."""
+    if not len(decisions):
+        return None
+    first = decisions[:1]
+    return replace(
+        first,
+        # Copies: what travels to other ranks is not the whole batch that a view belongs to.
+        record={name: value.clone() for name, value in first.record.items()},
+        old_log_probs=torch.zeros_like(first.old_log_probs),
+        advantages=torch.zeros_like(first.advantages),
+        targets={name: value.clone() for name, value in first.targets.items()},
+    )

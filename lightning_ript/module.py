@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -14,9 +13,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import ExplainedVariance, MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from lightning_ript.advantages import AdvantageEstimator, Credit, concatenate, group_credit
+from lightning_ript.advantages import AdvantageEstimator, group_advantages
+from lightning_ript.console.deprecation import renamed
+from lightning_ript.distributed.exchange import gather_objects
 from lightning_ript.distributed.sharding import (
     clip_gradients,
     gathered,
@@ -26,20 +27,28 @@ from lightning_ript.distributed.sharding import (
 )
 from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.evaluation import SuccessRate
-from lightning_ript.extensions.critic import (
-    Critic,
-    CriticConfig,
-    discounted_success,
-    moments,
-    standardize,
-    temporal_credit,
+from lightning_ript.minibatches import (
+    LearningSchedule,
+    LossAggregation,
+    MinibatchSchedule,
+    filler_of,
+    flatten,
+    kept_episodes,
 )
-from lightning_ript.minibatches import Aggregation
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.ppo import clipped_surrogate, kl_penalty
-from lightning_ript.types import Minibatch, Rollout, RolloutGroup
+from lightning_ript.policies.reference import ReferenceWeights
+from lightning_ript.ppo import Surrogate, SurrogateLoss, clipped_surrogate, kl_penalty
+from lightning_ript.types import (
+    DecisionBatch,
+    Experience,
+    Minibatch,
+    Rollout,
+    RolloutGroup,
+    Task,
+)
 
 _WATCHED = ("ratio", "clip_fraction", "approx_kl", "entropy", "advantage")
+_REFERENCE = "reference_log_probs"
 
 
 def _adamw(parameters: Iterable[Any]) -> Optimizer:
@@ -52,12 +61,16 @@ class RIPTLightningModule(L.LightningModule):
 
     Args:
         policy: The policy.
-        advantage: Advantage estimator; a critic takes its place.
+        advantage: Advantage estimator: `leave_one_out`, `group_normalized` (GRPO), `plain`
+            (REINFORCE), or the import path of a function from rewards (K,) to advantages (K,).
         passes: PPO passes over the kept rollouts per iteration.
         episodes_per_minibatch: Episodes per optimizer step, over all ranks.
         decisions_per_microbatch: Decision steps per forward pass and rank at most; bounds memory
             and changes nothing else.
-        aggregation: Mean over all tokens, or over episodes of each one's mean.
+        loss_aggregation: Mean over all tokens (`token`), or over episodes of each one's mean
+            (`sequence`).
+        surrogate: The loss: `clipped`, PPO's, or the import path of a function that takes the
+            arguments of `ppo.clipped_surrogate` by keyword and returns a `ppo.Surrogate`.
         clip_low: Clip range of the ratio below 1.
         clip_high: Clip range above 1; larger than `clip_low` for an asymmetric clip.
         kl_coefficient: Weight of the KL divergence to the starting policy; 0 for none.
@@ -65,12 +78,10 @@ class RIPTLightningModule(L.LightningModule):
             policy's group has a `max_grad_norm` of its own.
         optimizer: Makes the optimizer from the policy's parameter groups.
         scheduler: Makes a learning rate scheduler, stepped once per iteration.
-        critic: A value function that judges every decision, with generalized advantage estimation;
-            None for none.
+        aggregation: The name that `loss_aggregation` had in version 0.1.
 
     Raises:
         ValueError: If a setting makes no sense.
-        TypeError: If the policy offers a critic nothing to see.
     """
 
     success_rate: SuccessRate
@@ -82,14 +93,15 @@ class RIPTLightningModule(L.LightningModule):
         passes: int = 20,
         episodes_per_minibatch: int = 8,
         decisions_per_microbatch: int = 512,
-        aggregation: Aggregation = "token",
+        loss_aggregation: LossAggregation = "token",
+        surrogate: SurrogateLoss = "clipped",
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         kl_coefficient: float = 0.0,
         max_grad_norm: float = 1.0,
         optimizer: OptimizerCallable = _adamw,
         scheduler: LRSchedulerCallable | None = None,
-        critic: CriticConfig | None = None,
+        aggregation: LossAggregation | None = None,
     ) -> None:
         super().__init__()
         positive = {
@@ -105,28 +117,35 @@ class RIPTLightningModule(L.LightningModule):
                 raise ValueError(f"model.{name} is {value}, but must be positive.")
         if kl_coefficient < 0:
             raise ValueError(f"model.kl_coefficient is {kl_coefficient}, but must not be negative.")
+        if aggregation is not None:
+            renamed("model.aggregation", "model.loss_aggregation")
+            loss_aggregation = aggregation
         self.automatic_optimization = False
         self.policy = policy
         self.advantage = advantage
-        self.passes = passes
-        self.episodes_per_minibatch = episodes_per_minibatch
-        self.decisions_per_microbatch = decisions_per_microbatch
-        self.aggregation = aggregation
+        self.learning_schedule = LearningSchedule(
+            passes=passes,
+            episodes_per_minibatch=episodes_per_minibatch,
+            decisions_per_microbatch=decisions_per_microbatch,
+            loss_aggregation=loss_aggregation,
+        )
+        self.surrogate: Callable[..., Surrogate] = (
+            surrogate if callable(surrogate) else clipped_surrogate
+        )
         self.clip_low, self.clip_high = clip_low, clip_high
         self.kl_coefficient = kl_coefficient
         self.max_grad_norm = max_grad_norm
         self._make_optimizer: Callable = optimizer
         self._make_scheduler: Callable | None = scheduler
-        self.reference = copy.deepcopy(policy).requires_grad_(False) if kl_coefficient else None
-        self.critic = Critic(policy.feature_size, critic) if critic is not None else None
+        self.reference = ReferenceWeights(policy) if kl_coefficient else None
         self.success_rate = SuccessRate()
-        watched = (*_WATCHED, "value_loss") if critic is not None else _WATCHED
-        self.watched = MetricCollection({name: MeanMetric() for name in watched})
-        self.explained_variance = ExplainedVariance()
+        self.watched = MetricCollection({name: MeanMetric() for name in _WATCHED})
         self.grad_norm = MeanMetric()
         self._group_norms: dict[str, MeanMetric] = {}
+        self._policy_groups = 0  # of the optimizer's parameter groups, the first ones
         self.loss = MeanMetric()
         self._loss_of_step = 0.0
+        self._statistics: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot work.
@@ -146,6 +165,14 @@ class RIPTLightningModule(L.LightningModule):
                 f"trainer.precision {precision} rounds all parameters, and parts of "
                 f"{type(self.policy).__name__} need 32 bits: set bf16-mixed or leave it out."
             )
+
+    def prepare_tasks(self, tasks: Sequence[Task]) -> None:
+        """Gets policy and success counts ready for the tasks of a run.
+
+        The data module calls it before any simulator is started.
+        """
+        self.policy.prepare(tasks)
+        self.success_rate.reset_tasks(tasks)
 
     def configure_model(self) -> None:
         """Under FSDP, leaves each rank its share of all parameters.
@@ -176,12 +203,13 @@ class RIPTLightningModule(L.LightningModule):
                     f"({weight.dtype}): leave quantization out, or set ddp, where each process "
                     "holds all of it."
                 )
-        mesh = self.device_mesh["data_parallel"]
-        for policy in (self.policy, self.reference):
-            if policy is not None:
-                shard(policy, mesh, policy.blocks(), policy.entry_points)
-        if self.critic is not None:
-            shard(self.critic, mesh)
+        self.shard_parts(self.device_mesh["data_parallel"])
+
+    def shard_parts(self, mesh: Any) -> None:
+        """Leaves each rank of a one-dimensional device mesh its share of everything that learns."""
+        shard(self.policy, mesh, self.policy.blocks(), self.policy.entry_points)
+        if self.reference is not None:
+            self.reference.shard(self.policy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what the policy reads from files of its own."""
@@ -195,26 +223,31 @@ class RIPTLightningModule(L.LightningModule):
         everything = self.named_parameters, self.named_buffers
         names = {name for named in everything for name, _ in named(remove_duplicate=False)}
         left_out = {n: v for n, v in state.items() if n in names and not self._saved(n)}
-        checkpoint["state_dict"] = {**left_out, **checkpoint["state_dict"]}
+        found = checkpoint["state_dict"]
+        if self.reference is not None:
+            found = self.reference.adopt(found, "reference.")
+        checkpoint["state_dict"] = {**left_out, **found}
 
     def _saved(self, name: str) -> bool:
         owner, _, rest = name.partition(".")
-        return owner not in ("policy", "reference") or self.policy.saved(rest)
+        return owner != "policy" or self.policy.saved(rest)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups, the policy's first."""
+        return list(self.policy.parameter_groups())
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over the policy's parameter groups and, at the end, the critic's.
+        """One optimizer over all parameter groups.
 
         Raises:
             ValueError: If two groups have the same name, or the schedule waits for a metric.
         """
-        groups = list(self.policy.parameter_groups())
+        groups = self.parameter_groups()
+        self._policy_groups = len(self.policy.parameter_groups())
         names = [str(group["name"]) for group in groups if "name" in group]
         if len(set(names)) < len(names):
             raise ValueError(f"parameter_groups() has two groups of a name among {names}.")
         self._group_norms = {name: MeanMetric().to(self.device) for name in names}
-        if self.critic is not None:
-            parameters = list(self.critic.parameters())
-            groups.append({"params": parameters, "lr": self.critic.config.lr})
         optimizer = self._make_optimizer(groups)
         if self._make_scheduler is None:
             return optimizer
@@ -229,73 +262,85 @@ class RIPTLightningModule(L.LightningModule):
     def on_validation_model_zero_grad(self) -> None:
         """Keeps gradients: `training_step` alone knows when a minibatch is over."""
 
-    # -- training ---------------------------------------------------------------------------------
+    # -- planning ---------------------------------------------------------------------------------
 
-    @property
-    def needs_every_decision(self) -> bool:
-        """Whether decisions are computed even if their advantage is zero."""
-        return self.reference is not None or self.critic is not None
+    def plan(self, experience: Experience) -> MinibatchSchedule:
+        """Judges an iteration's rollouts and arranges what all passes learn from.
 
-    def judge(self, groups: Sequence[RolloutGroup]) -> Credit:
-        """Judges the decisions of this rank's groups, before anything is learned from them.
+        Every rank has to call it, with its own share.
+
+        Args:
+            experience: What this rank has kept; some rank has kept something.
+
+        Returns:
+            This rank's micro-batches.
+        """
+        self._statistics = experience.statistics
+        self.policy.eval()
+        decisions = self.judge(experience.groups, flatten(experience.groups))
+        if self.reference is not None:
+            scores = self._reference_log_probs(decisions)
+            decisions = replace(decisions, targets={**decisions.targets, _REFERENCE: scores})
+        rank = self.trainer.global_rank
+        everyone = gather_objects((kept_episodes(experience.groups, rank), filler_of(decisions)))
+        return MinibatchSchedule(
+            decisions,
+            [episode for episodes, _ in everyone for episode in episodes],
+            next(filler for _, filler in everyone if filler is not None),
+            self.learning_schedule,
+            rank=rank,
+            world_size=self.trainer.world_size,
+            seed=experience.seed,
+        )
+
+    def judge(self, groups: Sequence[RolloutGroup], decisions: DecisionBatch) -> DecisionBatch:
+        """Gives each decision its advantage, before anything is learned.
 
         Every rank has to call it, once per iteration.
-        """
-        if self.critic is None:
-            return group_credit(self.advantage, groups)
-        config = self.critic.config
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        self.policy.eval()
-        with gathered(self.policy, self.critic):  # ranks have different numbers of groups
-            values = [value for group in groups for value in self._values(group)]
-        credit = temporal_credit(values, [r.success for r in rollouts], config)
-        outcomes = [discounted_success(r.decisions, r.success, config.gamma) for r in rollouts]
-        self.explained_variance.update(
-            concatenate(values).to(self.device), concatenate(outcomes).to(self.device)
-        )
-        if config.normalize:
-            mine = moments(credit.advantages).to(self.device)
-            total = self.trainer.strategy.reduce(mine, reduce_op="sum")
-            credit = credit._replace(advantages=standardize(credit.advantages, total))
-        return credit
 
-    def _values(self, group: RolloutGroup) -> Iterator[Tensor]:
-        """The critic's values of each rollout, (D,) each.
-
-        A group at a time, so that not even rounding depends on how ranks share the groups.
+        Args:
+            groups: This rank's groups.
+            decisions: All their decisions.
         """
-        assert self.critic is not None
-        record = {
-            name: torch.cat([rollout.record[name] for rollout in group.rollouts]).to(self.device)
-            for name in group.rollouts[0].record
-        }
-        with self.trainer.precision_plugin.forward_context():
-            values = self.critic.values(self.policy.features(record)).cpu()
-        yield from values.split([rollout.decisions for rollout in group.rollouts])
+        return replace(decisions, advantages=group_advantages(self.advantage, groups))
+
+    @torch.no_grad()
+    def _reference_log_probs(self, decisions: DecisionBatch) -> Tensor:
+        """What the starting policy gives the decisions, (N, T), once for all passes."""
+        assert self.reference is not None
+        scores = [torch.empty_like(decisions.old_log_probs[:0])]
+        size = self.learning_schedule.decisions_per_microbatch
+        with self.reference.in_place_of(self.policy), gathered(self.policy):
+            for start in range(0, len(decisions), size):
+                record = decisions[start : start + size].record
+                record = {name: value.to(self.device) for name, value in record.items()}
+                with self.trainer.precision_plugin.forward_context():
+                    log_probs, _ = self.policy.log_prob(record)
+                scores.append(log_probs.float().cpu())
+        return torch.cat(scores)
+
+    # -- training ---------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
         """Dropout stays off: the ratio compares probabilities of one and the same network."""
         self.policy.eval()
-        if self.reference is not None:
-            self.reference.eval()
         self._learning_since = time.monotonic()
 
     def training_step(self, batch: Minibatch, batch_idx: int) -> None:
         """One forward and backward pass; steps the optimizer at the end of a minibatch."""
         log_probs, entropy = self.policy.log_prob(batch.record)
-        surrogate = clipped_surrogate(
-            log_probs,
-            batch.old_log_probs,
-            batch.advantages,
-            batch.weights,
-            batch.normalizer,
-            self.clip_low,
-            self.clip_high,
+        surrogate = self.surrogate(
+            log_probs=log_probs,
+            old_log_probs=batch.old_log_probs,
+            advantages=batch.advantages,
+            weights=batch.weights,
+            normalizer=batch.normalizer,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
         )
         loss = surrogate.loss
         if self.reference is not None:
-            with torch.no_grad():
-                reference, _ = self.reference.log_prob(batch.record)
+            reference = batch.targets[_REFERENCE]
             loss = loss + self.kl_coefficient * kl_penalty(
                 log_probs, reference, batch.weights, batch.normalizer
             )
@@ -309,35 +354,28 @@ class RIPTLightningModule(L.LightningModule):
         # Strategies and metrics average over ranks, but the normalizer already spans them.
         ranks = self.trainer.world_size
         total = loss
-        if self.critic is not None:
-            value_losses = self._value_losses(batch)
-            watched["value_loss"] = value_losses.detach()
-            total = loss + (batch.weights * value_losses).sum() / batch.normalizer
+        for name, values in self.auxiliary_losses(batch).items():
+            watched[name] = values.detach()
+            total = total + (batch.weights * values).sum() / batch.normalizer
         with gradients_stay(self.trainer.model, not batch.is_last):
             self.manual_backward(total * ranks)
         self._watch(batch, loss.detach() * ranks, watched)
         if batch.is_last:
             self._step()
 
-    def _value_losses(self, batch: Minibatch) -> Tensor:
-        """The critic's loss at each decision, the same at each of its tokens (N, T)."""
-        assert self.critic is not None
-        with torch.no_grad():
-            features = self.policy.features(batch.record)
-        return self.critic.losses(features, batch.returns).unsqueeze(-1).expand_as(batch.weights)
+    def auxiliary_losses(self, batch: Minibatch) -> dict[str, Tensor]:
+        """Losses of an extension beside the policy's: metric name -> loss of each token (N, T)."""
+        return {}
 
     def _step(self) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        groups = optimizer.param_groups
         norms = [
             clip_gradients(group["params"], group.get("max_grad_norm", self.max_grad_norm))
-            for group in groups
+            for group in optimizer.param_groups
         ]
-        if self.critic is not None:
-            groups, norms = groups[:-1], norms[:-1]
-        self.grad_norm.update(torch.stack(norms).norm())
-        for group, norm in zip(groups, norms, strict=True):
+        self.grad_norm.update(torch.stack(norms[: self._policy_groups]).norm())
+        for group, norm in zip(optimizer.param_groups, norms, strict=True):
             if "name" in group:
                 self._group_norms[group["name"]].update(norm)
         optimizer.step()
@@ -352,21 +390,20 @@ class RIPTLightningModule(L.LightningModule):
             self.loss.update(self._loss_of_step)
             self._loss_of_step = 0.0
 
+    def learning_metrics(self) -> dict[str, Metric]:
+        """What an iteration logs of its learning, by name below `train/`."""
+        norms = {f"grad_norm/{name}": norm for name, norm in self._group_norms.items()}
+        watched = {str(name): metric for name, metric in self.watched.items()}
+        return {**watched, "loss": self.loss, "grad_norm": self.grad_norm, **norms}
+
     def on_train_batch_end(self, outputs: Any, batch: Minibatch, batch_idx: int) -> None:
         """Logs the iteration once its last step is done, before callbacks look at it."""
         if not self.trainer.is_last_batch:
             return
-        datamodule = getattr(self.trainer, "datamodule", None)
-        values = dict(datamodule.collected) if datamodule is not None else {}
-        watched = [*self.watched.items(), ("loss", self.loss), ("grad_norm", self.grad_norm)]
-        watched += [(f"grad_norm/{name}", norm) for name, norm in self._group_norms.items()]
-        if self.critic is not None:
-            watched.append(("explained_variance", self.explained_variance))
-        for name, metric in watched:
-            value = metric.compute()
+        values: dict[str, Any] = dict(self._statistics)
+        for name, metric in self.learning_metrics().items():
+            values[f"train/{name}"] = metric.compute()
             metric.reset()
-            if name not in self.watched or not math.isnan(value):  # no decision was worth computing
-                values[f"train/{name}"] = value
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         values["train/lr"] = optimizer.param_groups[0]["lr"]
@@ -392,9 +429,10 @@ class RIPTLightningModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs success rates over all ranks."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
-            datamodule.end_evaluation()
+        # Episodes run as they are asked for, and Lightning may have asked for some of them only.
+        end = getattr(self.trainer.val_dataloaders, "close", None)
+        if end is not None:
+            end()
         result = self.success_rate.compute()
         self.evaluation = result
         self.log("val/success_rate", result.rate, prog_bar=True, batch_size=1, sync_dist=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +25,10 @@ class Surrogate:
     ratio: Tensor
     clipped: Tensor
     approx_kl: Tensor
+
+
+SurrogateLoss = Literal["clipped"] | Callable[..., Surrogate]
+"""`clipped_surrogate` by its short name, or any other function of the same keywords."""
 
 
 def clipped_surrogate(

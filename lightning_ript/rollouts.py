@@ -185,13 +185,13 @@ def _decide(
 def _finish(state: _Running, success: bool) -> Rollout:
     record = {name: torch.stack([r[name] for r in state.records]) for name in state.records[0]}
     return Rollout(
-        state.episode.context,
-        state.episode.k,
-        success,
-        state.steps,
-        record,
-        torch.stack(state.log_probs),
-        tuple(state.frames),
+        context=state.episode.context,
+        k=state.episode.k,
+        success=success,
+        steps=state.steps,
+        record=record,
+        log_probs=torch.stack(state.log_probs),
+        frames=tuple(state.frames),
     )
 
 
@@ -221,12 +221,13 @@ def collect_groups(
     pool: EnvironmentPool,
     queue: ContextQueue,
     context: Callable[[int], Context],
+    *,
     rollouts_per_context: int,
     seed: tuple[int, ...],
     max_steps: int,
     dynamic_sampling: bool = True,
     on_rollout: Callable[[Rollout, ContextQueue], None] = lambda rollout, queue: None,
-    check: Callable[[], None] = lambda: None,
+    interrupt: Callable[[], None] = lambda: None,
     forward_context: ForwardContext = nullcontext,
 ) -> Collection:
     """Runs groups until the queue says that enough were kept or that no context is left.
@@ -241,7 +242,8 @@ def collect_groups(
         max_steps: Control steps after which an episode has failed.
         dynamic_sampling: Whether groups with all-equal rewards are dropped.
         on_rollout: Called after every finished episode, for progress.
-        check: Called after every finished episode and while waiting for others; raises to stop.
+        interrupt: Called after every finished episode and while waiting for others; raises to
+            stop.
         forward_context: Makes the context that the policy decides in.
     """
     finished: dict[int, list[Rollout]] = {}
@@ -254,10 +256,10 @@ def collect_groups(
             for k in range(rollouts_per_context):
                 yield EpisodeRequest(start, k, seed=(*seed, n, k))
 
-    # However the loop ends, closing abandons what still runs.
     def keeps(group: RolloutGroup) -> bool:
         return not dynamic_sampling or is_informative(group.rewards)
 
+    # However the loop ends, closing abandons what still runs.
     with closing(run_episodes(policy, pool, episodes(), max_steps, forward_context)) as stream:
         for rollout in stream:
             n = rollout.context.index
@@ -269,10 +271,10 @@ def collect_groups(
                 complete[n] = group
                 queue.report(n, keeps(group))
             on_rollout(rollout, queue)
-            check()
+            interrupt()
             if queue.enough():
                 break
-    queue.wait(check)
+    queue.wait(interrupt)
     # Groups beyond the point where enough were kept are discarded: whether they had finished in
     # time depends on timing, and the next iteration starts with their contexts.
     end = queue.end()
@@ -280,10 +282,10 @@ def collect_groups(
     kept = {n: group for n, group in used.items() if keeps(group)}
     everything = [rollout for group in used.values() for rollout in group.rollouts]
     return Collection(
-        tuple(kept.values()),
-        tuple(n for n in used if n not in kept),
-        sum(rollout.success for rollout in everything),
-        len(everything),
-        sum(rollout.steps for rollout in everything),
-        end,
+        groups=tuple(kept.values()),
+        dropped=tuple(n for n in used if n not in kept),
+        successes=sum(rollout.success for rollout in everything),
+        episodes=len(everything),
+        steps=sum(rollout.steps for rollout in everything),
+        next_context=end,
     )

@@ -6,7 +6,7 @@ Simulator workers unpickle `Task` and `Context`, so this module imports torch fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,6 +134,54 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True)
+class Experience:
+    """What an iteration's rollouts brought to one rank, for the module to learn from.
+
+    Attributes:
+        groups: The groups that this rank keeps, in the order of their context numbers.
+        statistics: Metric -> value over all ranks.
+        seed: Entropy that the order of learning depends on, the same on every rank.
+    """
+
+    groups: tuple[RolloutGroup, ...]
+    statistics: dict[str, float]
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DecisionBatch:
+    """The N decisions of a rank's groups, in the order of groups, rollouts and time.
+
+    Attributes:
+        record: What the policy needs to score the decisions again, name -> (N, ...).
+        old_log_probs: (N, T) float32, from rollout time.
+        lengths: Decisions of each rollout, adding up to N.
+        advantages: (N,) float32.
+        targets: What else the loss compares the decisions with, name -> (N, ...); RIPT alone needs
+            nothing.
+    """
+
+    record: dict[str, Tensor]
+    old_log_probs: Tensor
+    lengths: tuple[int, ...]
+    advantages: Tensor
+    targets: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.old_log_probs)
+
+    def __getitem__(self, rows: Tensor | slice) -> DecisionBatch:
+        """The decisions of these rows, which then belong to no rollout."""
+        return DecisionBatch(
+            record={name: value[rows] for name, value in self.record.items()},
+            old_log_probs=self.old_log_probs[rows],
+            lengths=(),
+            advantages=self.advantages[rows],
+            targets={name: value[rows] for name, value in self.targets.items()},
+        )
+
+
+@dataclass(frozen=True)
 class Minibatch:
     """A PPO micro-batch: N decision steps out of one optimizer step's minibatch.
 
@@ -141,7 +189,7 @@ class Minibatch:
         record: The policy's record of each decision, name -> (N, ...).
         old_log_probs: (N, T) float32, from rollout time.
         advantages: (N,) float32.
-        returns: (N,) float32 in [0, 1], what a critic is to predict.
+        targets: As `DecisionBatch.targets`.
         weights: (N, T) float32: each token's share of the loss before division by `normalizer`;
             0 for padding.
         normalizer: Sum of the weights over the whole minibatch on all ranks, so that neither the
@@ -152,7 +200,7 @@ class Minibatch:
     record: dict[str, Tensor]
     old_log_probs: Tensor
     advantages: Tensor
-    returns: Tensor
+    targets: dict[str, Tensor]
     weights: Tensor
     normalizer: float
     is_last: bool
@@ -164,6 +212,6 @@ class Minibatch:
             record={name: value.to(device) for name, value in self.record.items()},
             old_log_probs=self.old_log_probs.to(device),
             advantages=self.advantages.to(device),
-            returns=self.returns.to(device),
+            targets={name: value.to(device) for name, value in self.targets.items()},
             weights=self.weights.to(device),
         )

@@ -1,17 +1,35 @@
-"""4, with a value function instead of a group's mean: PPO's critic, for ablations."""
+"""PPO's critic: a learned value function judges decisions in place of the group's mean."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import ExplainedVariance, MeanMetric, Metric
 
-from lightning_ript.advantages import Credit, concatenate
+from lightning_ript.distributed.sharding import gathered, shard
+from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.types import DecisionBatch, Minibatch, RolloutGroup
 
 _EPSILON = 1e-6
+_RETURNS = "returns"
+
+
+@runtime_checkable
+class DecisionFeatures(Protocol):
+    """What a policy offers so that a critic can judge its decisions."""
+
+    @property
+    def feature_size(self) -> int:
+        """Width F of `features`."""
+
+    def features(self, record: dict[str, Tensor]) -> Tensor:
+        """What a critic sees of recorded decisions, (N, F) float; it trains none of it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,9 @@ class CriticConfig:
                 f"model.critic.gamma is {self.gamma} and model.critic.gae_lambda "
                 f"{self.gae_lambda}: set the first within (0, 1] and the second within [0, 1]."
             )
+
+
+DEFAULT_CRITIC = CriticConfig()
 
 
 class Critic(nn.Module):
@@ -125,21 +146,105 @@ def discounted_success(decisions: int, success: bool, gamma: float) -> Tensor:
     return float(success) * torch.tensor(gamma) ** left
 
 
-def temporal_credit(
-    values: Sequence[Tensor], successes: Sequence[bool], config: CriticConfig
-) -> Credit:
-    """Judges each decision by how the critic's values went on after it.
+class CriticModule(RIPTLightningModule):
+    """RIPT with a value function that judges every decision, by generalized advantage estimation.
+
+    Its own optimizer group comes after the policy's. `advantage` is unused.
 
     Args:
-        values: Of each episode, (D,) each.
-        successes: Whether each episode succeeded.
-        config: Discounts.
+        policy: A policy with `DecisionFeatures`.
+        critic: The critic's settings.
+        **settings: Of `RIPTLightningModule`.
+
+    Raises:
+        ValueError: If a setting makes no sense.
+        TypeError: If the policy offers a critic nothing to see.
     """
-    advantages = concatenate(
-        generalized_advantages(value, success, config.gamma, config.gae_lambda)
-        for value, success in zip(values, successes, strict=True)
-    )
-    return Credit(advantages, advantages + concatenate(values))
+
+    def __init__(
+        self, policy: PolicyAdapter, critic: CriticConfig = DEFAULT_CRITIC, **settings: Any
+    ) -> None:
+        super().__init__(policy, **settings)
+        self.critic = Critic(_features_of(policy).feature_size, critic)
+        self.watched.add_metrics({"value_loss": MeanMetric()})
+        self.explained_variance = ExplainedVariance()
+
+    def shard_parts(self, mesh: Any) -> None:
+        """The critic is a part of its own."""
+        policy = self.policy
+        shard(policy, mesh, policy.blocks(), (*policy.entry_points, "features"))
+        if self.reference is not None:
+            self.reference.shard(policy)
+        shard(self.critic, mesh)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The policy's groups, then the critic's, which has no name."""
+        critic = {"params": list(self.critic.parameters()), "lr": self.critic.config.lr}
+        return [*super().parameter_groups(), critic]
+
+    def judge(self, groups: Sequence[RolloutGroup], decisions: DecisionBatch) -> DecisionBatch:
+        """Judges each decision by how the critic's values went on after it."""
+        config = self.critic.config
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        with gathered(self.policy, self.critic):  # ranks have different numbers of groups
+            values = list(self._values(groups, decisions))
+        advantages = concatenate(
+            generalized_advantages(value, rollout.success, config.gamma, config.gae_lambda)
+            for value, rollout in zip(values, rollouts, strict=True)
+        )
+        returns = advantages + concatenate(values)
+        outcomes = [discounted_success(r.decisions, r.success, config.gamma) for r in rollouts]
+        self.explained_variance.update(
+            concatenate(values).to(self.device), concatenate(outcomes).to(self.device)
+        )
+        if config.normalize:
+            mine = moments(advantages).to(self.device)
+            total = self.trainer.strategy.reduce(mine, reduce_op="sum")
+            advantages = standardize(advantages, total)
+        return replace(decisions, advantages=advantages, targets={_RETURNS: returns})
+
+    def _values(self, groups: Sequence[RolloutGroup], decisions: DecisionBatch) -> Iterator[Tensor]:
+        """The critic's values of each rollout, (D,) each.
+
+        A group at a time, so that not even rounding depends on how ranks share the groups.
+        """
+        start = 0
+        for group in groups:
+            lengths = [rollout.decisions for rollout in group.rollouts]
+            record = decisions[start : start + sum(lengths)].record
+            record = {name: value.to(self.device) for name, value in record.items()}
+            with self.trainer.precision_plugin.forward_context():
+                values = self.critic.values(self._features(record)).cpu()
+            yield from values.split(lengths)
+            start += sum(lengths)
+
+    def auxiliary_losses(self, batch: Minibatch) -> dict[str, Tensor]:
+        """The critic's loss at each decision, the same at each of its tokens (N, T)."""
+        features = self._features(batch.record)
+        losses = self.critic.losses(features, batch.targets[_RETURNS])
+        return {"value_loss": losses.unsqueeze(-1).expand_as(batch.weights)}
+
+    @torch.no_grad()
+    def _features(self, record: dict[str, Tensor]) -> Tensor:
+        return _features_of(self.policy).features(record)
+
+    def learning_metrics(self) -> dict[str, Metric]:
+        """With how much of the outcomes' variance the values had told before."""
+        return {**super().learning_metrics(), "explained_variance": self.explained_variance}
+
+
+def _features_of(policy: PolicyAdapter) -> DecisionFeatures:
+    if not isinstance(policy, DecisionFeatures):
+        raise TypeError(
+            f"{type(policy).__name__} has no features that a critic could judge decisions by: use "
+            "RIPTLightningModule without a critic, or implement feature_size and features."
+        )
+    return policy
+
+
+def concatenate(parts: Iterable[Tensor]) -> Tensor:
+    """Joins tensors (n,) float32, of which there may be none."""
+    return torch.cat([torch.empty(0), *parts])
 
 
 def moments(x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class PolicyAdapter(nn.Module, ABC):
     """
 
     noise_shape: tuple[int, ...]
-    entry_points: tuple[str, ...] = ("act", "log_prob", "features")
+    entry_points: tuple[str, ...] = ("act", "log_prob")
     roundable: bool = True
 
     def prepare(self, tasks: Sequence[Task]) -> None:
@@ -86,29 +86,6 @@ class PolicyAdapter(nn.Module, ABC):
         """
         return ()
 
-    @property
-    def feature_size(self) -> int:
-        """Width F of `features`. Optional, as these are.
-
-        Raises:
-            TypeError: If the policy has none.
-        """
-        raise self._featureless()
-
-    def features(self, record: dict[str, Tensor]) -> Tensor:
-        """What a critic sees of recorded decisions, (N, F) float; the critic trains none of it.
-
-        Raises:
-            TypeError: If the policy has none.
-        """
-        raise self._featureless()
-
-    def _featureless(self) -> TypeError:
-        return TypeError(
-            f"{type(self).__name__} has no features that a critic could judge decisions by: leave "
-            "model.critic out, or implement feature_size and features."
-        )
-
     def parameter_groups(self) -> list[dict[str, object]]:
         """Parameters that RIPT trains, as optimizer groups; by default all that want gradients.
 
@@ -117,6 +94,16 @@ class PolicyAdapter(nn.Module, ABC):
         that its norm and learning rate are logged by.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def reference_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters whose starting values give the starting policy back, for the KL penalty.
+
+        By default all that RIPT trains. A policy may leave out what has no effect at the start.
+        """
+        trained: set[int] = set()
+        for group in self.parameter_groups():
+            trained |= {id(p) for p in group["params"]}  # type: ignore[attr-defined]
+        return [(name, p) for name, p in self.named_parameters() if id(p) in trained]
 
     def saved(self, name: str) -> bool:
         """Whether checkpoints hold a parameter or buffer, all of them by default.

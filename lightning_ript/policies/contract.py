@@ -52,7 +52,6 @@ def check_contract(
         _check_gradients(policy, decisions)
         _check_independence(policy, observations, tasks, noise, decisions, tolerance)
         _check_greedy(policy, observations, tasks, tolerance)
-        _check_features(policy, decisions, size)
     finally:
         policy.train(training)
 
@@ -160,12 +159,3 @@ def _check_greedy(
         bool((first - second).abs().max() <= tolerance),
         "without noise, act decides differently each time",
     )
-
-
-def _check_features(policy: PolicyAdapter, decisions: Decisions, size: int) -> None:
-    try:
-        width = policy.feature_size
-    except TypeError:  # it has none
-        return
-    shape = tuple(policy.features(decisions.record).shape)
-    _expect(shape == (size, width), f"features are {shape}, not ({size}, feature_size {width})")

@@ -165,6 +165,16 @@ class OpenVLAPolicy(PolicyAdapter):
         lora = [p for p in self.model.base.parameters() if p.requires_grad]
         return [{"params": lora, "name": "lora"}] if lora else []
 
+    def reference_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """All that learns, but of a fresh adapter only the half that is zero.
+
+        A layer's change is the product of lora_B and lora_A. While lora_B is zero there is no
+        change, whatever lora_A holds, so the base alone is the starting policy.
+        """
+        parameters = dict(super().reference_parameters())
+        idle = {n.replace(".lora_B.", ".lora_A.") for n, p in parameters.items() if _is_idle(n, p)}
+        return [(name, p) for name, p in parameters.items() if name not in idle]
+
     def blocks(self) -> Sequence[nn.Module]:
         """The layers of the language model and of both image encoders."""
         vision = self.model.base.vision_backbone
@@ -197,6 +207,10 @@ class OpenVLAPolicy(PolicyAdapter):
             "input_ids": input_ids.to(self.device),
             "attention_mask": mask.to(self.device),
         }
+
+
+def _is_idle(name: str, parameter: nn.Parameter) -> bool:
+    return ".lora_B." in name and not parameter.any()
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
