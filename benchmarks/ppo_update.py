@@ -26,6 +26,7 @@ from __future__ import annotations
 import json as json_format
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,8 +37,14 @@ from measuring.policy import quickstart_settings
 from measuring.processes import memory_mib, restart_peak
 from measuring.report import spread, table, with_range
 
-from lightning_ript.advantages import estimate, group_credit
-from lightning_ript.minibatches import MinibatchSchedule, episode_entries
+from lightning_ript.advantages import estimate, group_advantages
+from lightning_ript.minibatches import (
+    LearningSchedule,
+    MinibatchSchedule,
+    filler_of,
+    flatten,
+    kept_episodes,
+)
 from lightning_ript.policies.quest import QueSTPolicy
 from lightning_ript.policies.quest.model import QueSTConfig
 from lightning_ript.ppo import clipped_surrogate
@@ -117,8 +124,8 @@ class PaddedSchedule:
         self._length = longest if padding == "collection" else 0
 
     def __iter__(self) -> Iterator[Minibatch]:
-        for entries in self._schedule._plan[0]:
-            keys = [(entry.number, entry.k) for entry in entries]
+        for episodes in self._schedule.minibatches[0]:
+            keys = [(episode.number, episode.k) for episode in episodes]
             tokens = sum(self._rollouts[key].log_probs.numel() for key in keys)
             for first in range(0, len(keys), self._per_forward):
                 part = keys[first : first + self._per_forward]
@@ -139,13 +146,13 @@ class PaddedSchedule:
         record = {name: pad([r.record[name] for r in rollouts]) for name in rollouts[0].record}
         advantages = torch.tensor([self._advantages[key] for key in keys])
         return Minibatch(
-            record,
-            pad([rollout.log_probs for rollout in rollouts]),
-            advantages.repeat_interleave(length),
-            torch.zeros(len(keys) * length),  # for critics
-            pad([torch.ones_like(rollout.log_probs) for rollout in rollouts]),
-            float(tokens),
-            is_last,
+            record=record,
+            old_log_probs=pad([rollout.log_probs for rollout in rollouts]),
+            advantages=advantages.repeat_interleave(length),
+            targets={},
+            weights=pad([torch.ones_like(rollout.log_probs) for rollout in rollouts]),
+            normalizer=float(tokens),
+            is_last=is_last,
         )
 
 
@@ -251,18 +258,19 @@ def main(
     config = QueSTConfig() if sizes == "full" else quickstart_settings()["sizes"]
     policy = QueSTPolicy(config).to(device)
     made = make_groups(policy, groups, rollouts_per_context, max_decisions, success, seed)
+    decisions = replace(flatten(made), advantages=group_advantages("leave_one_out", made))
+    filler = filler_of(decisions)
+    assert filler is not None
     ours = MinibatchSchedule(
-        made,
-        episode_entries(made, 0),
-        rank=0,
-        world_size=1,
-        filler={},
-        num_tokens=config.tokens,
-        passes=1,
-        episodes_per_minibatch=episodes_per_minibatch,
-        decisions_per_microbatch=decisions_per_microbatch,
-        aggregation="token",
-        credit=group_credit("leave_one_out", made),
+        decisions,
+        kept_episodes(made, 0),
+        filler,
+        LearningSchedule(
+            passes=1,
+            episodes_per_minibatch=episodes_per_minibatch,
+            decisions_per_microbatch=decisions_per_microbatch,
+            loss_aggregation="token",
+        ),
         seed=(seed,),
     )
     ways: dict[str, tuple[MinibatchSchedule | PaddedSchedule, Score]] = {
@@ -290,11 +298,11 @@ def main(
             elapsed, peak = run_pass(policy, *way)
             seconds[name].append(elapsed)
             peaks[name] = max(peaks[name], peak)
-    decisions = sum(rollout.decisions for group in made for rollout in group.rollouts)
+    total = len(decisions)
     ratio = spread(a / b for a, b in zip(seconds["reference"], seconds["ours"], strict=True))
     results = {
         name: {
-            "decisions_per_second": spread(decisions / each for each in seconds[name]),
+            "decisions_per_second": spread(total / each for each in seconds[name]),
             "computed_decisions": sum(len(batch.weights) for batch in ways[name][0]),
             "peak_memory_mib": peaks[name],
         }
@@ -311,7 +319,7 @@ def main(
     ]
     header = ["schedule", "decision steps/s", "decision steps computed", "peak memory MiB"]
     print(table(header, rows))
-    print(f"\nratio {with_range(ratio, 2)} over {decisions} decision steps")
+    print(f"\nratio {with_range(ratio, 2)} over {total} decision steps")
     if json is not None:
         summary = {"gradient_difference": difference, "largest_gradient": largest, "ratio": ratio}
         settings = {
@@ -319,7 +327,7 @@ def main(
             "device": device,
             "padding": padding,
             "success": success,
-            "decisions": decisions,
+            "decisions": total,
         }
         json.write_text(
             json_format.dumps({"settings": settings, **summary, "schedules": results}, indent=2)

@@ -94,6 +94,9 @@ class MinibatchSchedule:
         rank: This rank.
         world_size: Number of ranks.
         seed: Entropy of the shuffling.
+
+    Attributes:
+        minibatches: Of each pass, the episodes of each optimizer step.
     """
 
     def __init__(
@@ -119,10 +122,10 @@ class MinibatchSchedule:
                 self._first_row[episode.number, episode.k] = row
                 row += episode.decisions
         self._episodes = sorted(episodes, key=lambda e: (e.number, e.k))
-        self._plan = [list(self._minibatches(number)) for number in range(schedule.passes)]
+        self.minibatches = [list(self._shuffled(number)) for number in range(schedule.passes)]
 
-    def _minibatches(self, number: int) -> Iterator[list[KeptEpisode]]:
-        """The minibatches of the pass of that number."""
+    def _shuffled(self, number: int) -> Iterator[list[KeptEpisode]]:
+        """The minibatches of one pass."""
         order = np.random.default_rng((*self._seed, number)).permutation(len(self._episodes))
         parts = max(1, math.ceil(len(order) / self._schedule.episodes_per_minibatch))
         for part in np.array_split(order, parts):
@@ -135,10 +138,12 @@ class MinibatchSchedule:
         return max(1, math.ceil(max(per_rank) / self._schedule.decisions_per_microbatch))
 
     def __len__(self) -> int:
-        return sum(self._num_microbatches(m) for minibatches in self._plan for m in minibatches)
+        return sum(
+            self._num_microbatches(m) for minibatches in self.minibatches for m in minibatches
+        )
 
     def __iter__(self) -> Iterator[Minibatch]:
-        for minibatches in self._plan:
+        for minibatches in self.minibatches:
             for minibatch in minibatches:
                 yield from self._microbatches(minibatch)
 

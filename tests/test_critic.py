@@ -14,14 +14,19 @@ from lightning_ript.envs.toy import ToyEnvironment, ToySpec
 from lightning_ript.extensions.critic import (
     Critic,
     CriticConfig,
+    CriticModule,
     discounted_success,
     generalized_advantages,
     moments,
     standardize,
-    temporal_credit,
 )
-from lightning_ript.minibatches import MinibatchSchedule, episode_entries
-from lightning_ript.module import RIPTLightningModule
+from lightning_ript.minibatches import (
+    LearningSchedule,
+    MinibatchSchedule,
+    filler_of,
+    flatten,
+    kept_episodes,
+)
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.policies.toy import ToyPolicy
 from lightning_ript.types import Context, Rollout, RolloutGroup
@@ -71,15 +76,6 @@ def test_discounted_success_by_hand():
     assert discounted_success(3, True, 0.5).tolist() == [0.25, 0.5, 1]
     assert discounted_success(2, True, 1.0).tolist() == [1, 1]
     assert discounted_success(2, False, 0.5).tolist() == [0, 0]
-
-
-def test_returns_are_what_the_values_should_have_been():
-    config = CriticConfig(gamma=1.0, gae_lambda=0.0)
-    values = [torch.tensor([0.5, 0.6]), torch.tensor([0.3])]
-    advantages, returns = temporal_credit(values, [True, False], config)
-    torch.testing.assert_close(advantages, torch.tensor([0.1, 0.4, -0.3]))
-    torch.testing.assert_close(returns, torch.tensor([0.6, 1.0, 0.0]))
-    assert [len(part) for part in temporal_credit([], [], config)] == [0, 0]
 
 
 def test_moments_of_parts_add_up_to_those_of_all():
@@ -151,17 +147,26 @@ def test_quest_shows_both_its_context_tokens():
         assert torch.equal(mine, decisions.record["context"][:, token])
 
 
-class BlindPolicy(ToyPolicy):
-    feature_size = PolicyAdapter.feature_size
-    features = PolicyAdapter.features
+class BlindPolicy(PolicyAdapter):
+    """Offers a critic nothing to see."""
+
+    def act(self, observations, tasks, noise):
+        raise AssertionError
+
+    def log_prob(self, record):
+        raise AssertionError
 
 
 def test_a_policy_without_features_is_refused():
-    RIPTLightningModule(BlindPolicy())
-    with pytest.raises(TypeError, match=r"BlindPolicy has no features .* leave model\.critic out"):
-        RIPTLightningModule(BlindPolicy(), critic=CriticConfig())
-    with pytest.raises(TypeError, match="BlindPolicy has no features"):
-        BlindPolicy().features({})
+    with pytest.raises(TypeError, match=r"BlindPolicy has no features .* without a critic"):
+        CriticModule(BlindPolicy())
+
+
+def test_features_of_another_width_are_refused(monkeypatch):
+    module, _trainer = module_of()
+    monkeypatch.setattr(ToyPolicy, "features", lambda self, record: record["features"])
+    with pytest.raises(ValueError, match=r"features are \(4, 16\), not \(4, feature_size 18\)"):
+        judge(module, [toy_group(0, [1, 0], [1, 3])])
 
 
 # -- in the module ---------------------------------------------------------------------------------
@@ -195,22 +200,28 @@ def toy_group(number, rewards, decisions):
 
 
 def module_of(policy=None, **settings):
-    module = RIPTLightningModule(policy or ToyPolicy(), critic=CriticConfig(**settings))
+    module = CriticModule(policy or ToyPolicy(), critic=CriticConfig(**settings))
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.trainer = trainer
     return module, trainer  # the module holds it weakly
+
+
+def judge(module, groups):
+    return module.judge(groups, flatten(groups))
 
 
 def test_judging_by_hand():
     """A fresh critic says 1/2, so at λ = 1 every advantage is 1/2 or -1/2."""
     group = toy_group(0, [1, 0], [1, 3])
     module, _trainer = module_of(gae_lambda=1.0, normalize=False)
-    advantages, returns = module.judge([group])
+    judged = judge(module, [group])
+    advantages, returns = judged.advantages, judged.targets["returns"]
     assert advantages.tolist() == [0.5, -0.5, -0.5, -0.5]
     assert returns.tolist() == [1, 0, 0, 0]
     assert module.explained_variance.compute() == pytest.approx(0, abs=1e-6)
     module, _trainer = module_of(gae_lambda=1.0)
-    advantages, returns = module.judge([group])
+    judged = judge(module, [group])
+    advantages, returns = judged.advantages, judged.targets["returns"]
     # Mean -1/4, variance 3/16.
     root = 3**0.5
     assert advantages.tolist() == pytest.approx([root, -1 / root, -1 / root, -1 / root], rel=1e-4)
@@ -221,7 +232,7 @@ def test_explained_variance_by_hand(monkeypatch):
     module, _trainer = module_of()
     values = torch.tensor([0.9, 0.1, 0.2, 0.3])
     monkeypatch.setattr(module.critic, "values", lambda features: values)
-    module.judge([toy_group(0, [1, 0], [1, 3])])
+    judge(module, [toy_group(0, [1, 0], [1, 3])])
     # Outcomes 1, 0, 0, 0 have variance 3/16; what is left of them, 0.1, -0.1, -0.2, -0.3, has
     # 0.15 / 4 - (0.5 / 4)^2.
     left = 0.15 / 4 - 0.125**2
@@ -232,7 +243,7 @@ def test_values_follow_their_own_rollouts():
     module, _trainer = module_of(gae_lambda=1.0, normalize=False)
     torch.nn.init.normal_(module.critic.net[-1].weight)
     groups = [toy_group(0, [1, 0], [2, 3]), toy_group(1, [0, 1], [4, 1])]
-    advantages, _ = module.judge(groups)
+    advantages = judge(module, groups).advantages
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     literal = [
         float(rollout.success) - module.critic.values(module.policy.features(rollout.record))
@@ -244,27 +255,23 @@ def test_values_follow_their_own_rollouts():
 
 def test_a_rank_without_groups_judges_nothing():
     module, _trainer = module_of(normalize=False)
-    assert [len(part) for part in module.judge([])] == [0, 0]
+    judged = judge(module, [])
+    assert len(judged) == len(judged.targets["returns"]) == 0
 
 
 def value_gradients(groups, aggregation, size):
     module, _trainer = module_of(gae_lambda=1.0, normalize=False)
+    decisions = judge(module, groups)
     schedule = MinibatchSchedule(
-        groups,
-        episode_entries(groups, 0),
-        rank=0,
-        world_size=1,
-        filler={},
-        num_tokens=4,
-        passes=1,
-        episodes_per_minibatch=100,
-        decisions_per_microbatch=size,
-        aggregation=aggregation,
-        credit=module.judge(groups),
-        seed=(),
+        decisions,
+        kept_episodes(groups, 0),
+        filler_of(decisions),
+        LearningSchedule(1, 100, size, aggregation),
     )
     for batch in schedule:
-        loss = (batch.weights * module._value_losses(batch)).sum() / batch.normalizer
+        loss = (
+            batch.weights * module.auxiliary_losses(batch)["value_loss"]
+        ).sum() / batch.normalizer
         loss.backward()
     return module.critic.net[-1].bias.grad.item()
 
@@ -281,12 +288,15 @@ def test_how_decisions_are_weighed(size):
 def test_the_critic_trains_nothing_of_the_policy():
     module, _trainer = module_of(TrainedFeatures())
     torch.nn.init.normal_(module.critic.net[-1].weight)
-    group = toy_group(0, [1, 0], [1, 3])
-    credit = module.judge([group])
+    groups = [toy_group(0, [1, 0], [1, 3])]
+    decisions = judge(module, groups)
     (batch,) = MinibatchSchedule(
-        [group], episode_entries([group], 0), 0, 1, {}, 4, 1, 9, 99, "token", credit, ()
+        decisions,
+        kept_episodes(groups, 0),
+        filler_of(decisions),
+        LearningSchedule(1, 9, 99, "token"),
     )
-    module._value_losses(batch).sum().backward()
+    module.auxiliary_losses(batch)["value_loss"].sum().backward()
     assert all(p.grad is None for p in module.policy.parameters())
     assert all(p.grad.any() for p in module.critic.net[1].parameters())
 

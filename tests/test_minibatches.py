@@ -1,21 +1,28 @@
 """Micro-batches: what they hold, and that how they are cut changes no gradient."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_ript.advantages import group_credit
-from lightning_ript.minibatches import MinibatchSchedule, episode_entries
+from lightning_ript.advantages import group_advantages
+from lightning_ript.minibatches import (
+    LearningSchedule,
+    MinibatchSchedule,
+    filler_of,
+    flatten,
+    kept_episodes,
+)
 from lightning_ript.policies.quest import QueSTConfig, QueSTPolicy
 from lightning_ript.ppo import clipped_surrogate
-from lightning_ript.types import Context, Rollout, RolloutGroup, Task
+from lightning_ript.types import Context, DecisionBatch, Rollout, RolloutGroup, Task
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = Path(os.environ.get("LIGHTNING_RIPT_GOLDENS", ROOT / "../shared/goldens")) / "quest"
 TOKENS = 2
-FILLER = {"id": torch.full((1,), -1)}
+FILLER = DecisionBatch({"id": torch.full((1,), -1)}, torch.zeros(1, TOKENS), (), torch.zeros(1))
 
 
 @pytest.fixture
@@ -27,33 +34,29 @@ def groups(make_group):
     ]
 
 
-def schedules(holdings, estimator="leave_one_out", all_needed=True, **changes):
+def schedules(holdings, estimator="leave_one_out", **changes):
     """One schedule per rank; `holdings` says which groups each rank holds."""
     settings = {
         "passes": 2,
         "episodes_per_minibatch": 4,
         "decisions_per_microbatch": 6,
-        "aggregation": "token",
-        "seed": (0, 7),
+        "loss_aggregation": "token",
     } | changes
-    credits = [group_credit(estimator, held) for held in holdings]
-    needed = [None if all_needed else credit.advantages != 0 for credit in credits]
-    entries = [
-        e for rank, held in enumerate(holdings) for e in episode_entries(held, rank, needed[rank])
+    episodes = [e for rank, held in enumerate(holdings) for e in kept_episodes(held, rank)]
+    judged = [
+        replace(flatten(held), advantages=group_advantages(estimator, held)) for held in holdings
     ]
     return [
         MinibatchSchedule(
-            held,
-            entries,
-            rank,
-            len(holdings),
+            mine,
+            episodes,
             FILLER,
-            TOKENS,
-            credit=credits[rank],
-            needed=needed[rank],
-            **settings,
+            LearningSchedule(**settings),
+            rank=rank,
+            world_size=len(holdings),
+            seed=(0, 7),
         )
-        for rank, held in enumerate(holdings)
+        for rank, mine in enumerate(judged)
     ]
 
 
@@ -94,18 +97,18 @@ def gradients(holdings, estimator="leave_one_out", **changes):
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_micro_batches_do_not_change_the_gradient(groups, aggregation, size):
-    whole = gradients([groups], aggregation=aggregation, decisions_per_microbatch=10_000)
-    cut = gradients([groups], aggregation=aggregation, decisions_per_microbatch=size)
+    whole = gradients([groups], loss_aggregation=aggregation, decisions_per_microbatch=10_000)
+    cut = gradients([groups], loss_aggregation=aggregation, decisions_per_microbatch=size)
     assert whole.abs().min() > 1e-4
     torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
 def test_how_ranks_share_the_groups_does_not_change_the_gradient(groups, aggregation):
-    alone = gradients([groups], aggregation=aggregation)
+    alone = gradients([groups], loss_aggregation=aggregation)
     a, b, c = groups
     for holdings in ([[a, b], [c]], [[c], [a, b]], [[a, b, c], []], [[b], [a], [c]]):
-        shared = gradients(holdings, aggregation=aggregation)
+        shared = gradients(holdings, loss_aggregation=aggregation)
         torch.testing.assert_close(shared, alone, rtol=1e-6, atol=1e-9)
 
 
@@ -116,10 +119,9 @@ def test_ranks_take_the_same_number_of_steps(groups):
     assert counts[0] == counts[1]
     assert [len(rank) for rank in ranks] == [sum(counts[0])] * 2
     for batch in ranks[1]:  # it holds nothing, so it adds nothing
-        assert batch.record is FILLER
+        assert batch.record is FILLER.record
         assert not batch.weights.any()
         assert not batch.advantages.any()
-        assert batch.returns.shape == (1,)
     assert max(len(b.advantages) for b in ranks[0]) <= 6
 
 
@@ -150,7 +152,6 @@ def test_rows_keep_their_own_advantage_and_log_probs(groups):
         for row, i in enumerate(batch.record["id"].tolist()):
             number, k, decision = i // 1000, i // 100 % 10, i % 100
             assert batch.advantages[row].item() == pytest.approx(expected[number][k])
-            assert batch.returns[row] == by_number[number].rewards[k]
             old = by_number[number].rollouts[k].log_probs[decision]
             assert torch.equal(batch.old_log_probs[row], old)
 
@@ -161,7 +162,7 @@ def test_token_and_sequence_means_by_hand(make_group):
 
     def loss(aggregation):
         total = 0.0
-        (schedule,) = schedules([[group]], passes=1, aggregation=aggregation)
+        (schedule,) = schedules([[group]], passes=1, loss_aggregation=aggregation)
         for b in schedule:
             result = clipped_surrogate(
                 b.old_log_probs, b.old_log_probs, b.advantages, b.weights, b.normalizer
@@ -173,51 +174,36 @@ def test_token_and_sequence_means_by_hand(make_group):
     assert loss("sequence") == pytest.approx(-(1 - 1) / 2, abs=1e-6)
 
 
-# -- decisions that nothing is learned from --------------------------------------------------------
+def test_flattening_keeps_the_order_of_rollouts(groups):
+    decisions = flatten(groups)
+    assert decisions.lengths == (4, 7, 2, 1, 9, 3, 5, 5, 6)
+    assert len(decisions) == 42
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    assert torch.equal(decisions.record["id"], torch.cat([r.record["id"] for r in rollouts]))
+    assert decisions[4:11].record["id"].tolist() == rollouts[1].record["id"].tolist()
+    assert not decisions.advantages.any()
+    assert len(flatten([])) == 0
 
 
-@pytest.mark.parametrize("aggregation", ["token", "sequence"])
-@pytest.mark.parametrize("size", [3, 1000])
-def test_leaving_out_changes_no_gradient(groups, make_group, aggregation, size):
-    # REINFORCE learns nothing from failures, nor leave-one-out from groups that agree.
-    a, b, c = groups
-    mixed = [a, make_group(9, [1, 1, 1], [2, 8, 3]), b, make_group(11, [0, 0, 0], [4, 4, 4]), c]
-    settings = {"aggregation": aggregation, "decisions_per_microbatch": size}
-    for estimator in ("plain", "leave_one_out"):
-        for holdings in ([mixed], [mixed[:2], mixed[2:]], [mixed[3:4], [*mixed[:3], c]]):
-            whole = gradients(holdings, estimator, **settings)
-            assert whole.abs().max() > 1e-4
-            less = gradients(holdings, estimator, all_needed=False, **settings)
-            torch.testing.assert_close(less, whole, rtol=1e-6, atol=1e-9)
-
-
-def test_ranks_stay_in_step_without_the_decisions_left_out(make_group):
-    good, bad = make_group(0, [1, 0], [5, 20]), make_group(1, [0, 0], [9, 9])
-    settings = {"passes": 1, "episodes_per_minibatch": 4, "decisions_per_microbatch": 2}
-    ranks = schedules([[good], [bad]], "plain", all_needed=False, **settings)
-    for rank in ranks:
-        assert [len(step) for step in steps(rank)] == [3]  # of 2, 2 and 1 decisions
-    assert sorted(int(i) for b in ranks[0] for i in b.record["id"]) == [0, 1, 2, 3, 4]
-    assert all(b.record is FILLER and not b.weights.any() for b in ranks[1])
-    # All 43 decisions still share the loss: 5 of them, ratio 1, advantage 1.
-    assert {b.normalizer for rank in ranks for b in rank} == {43.0 * TOKENS}
-    loss = sum(
-        clipped_surrogate(
-            b.old_log_probs, b.old_log_probs, b.advantages, b.weights, b.normalizer
-        ).loss.item()
-        for rank in ranks
-        for b in rank
+def test_what_the_loss_compares_with_travels_with_its_decision(groups):
+    decisions = flatten(groups)
+    decisions = replace(decisions, targets={"twice": 2 * decisions.record["id"]})
+    schedule = MinibatchSchedule(
+        decisions,
+        kept_episodes(groups, 0),
+        filler_of(decisions),
+        LearningSchedule(1, 4, 6, "token"),
     )
-    assert loss == pytest.approx(-5 / 43)
+    for batch in schedule:
+        assert torch.equal(batch.targets["twice"], 2 * batch.record["id"])
 
 
-def test_a_minibatch_without_any_decision_left_still_steps(make_group):
-    groups = [make_group(n, [0, 0], [3, 4]) for n in range(2)]
-    settings = {"passes": 2, "episodes_per_minibatch": 2}
-    for rank in schedules([groups[:1], groups[1:]], "plain", all_needed=False, **settings):
-        assert [len(step) for step in steps(rank)] == [1] * 4
-        assert len(rank) == 4
-        assert all(b.record is FILLER and b.normalizer > 0 for b in rank)
+def test_a_filler_is_a_decision_that_counts_nothing(groups):
+    filler = filler_of(replace(flatten(groups), advantages=torch.ones(42)))
+    assert filler.record["id"].tolist() == [3000]
+    assert filler.old_log_probs.tolist() == [[0, 0]]
+    assert filler.advantages.tolist() == [0]
+    assert filler_of(flatten([])) is None
 
 
 @pytest.mark.skipif(not GOLDENS.is_dir(), reason="no golden tensors here")
@@ -245,8 +231,13 @@ def test_loss_and_gradient_of_quest_equal_the_reference(aggregation):
         old = golden["ppo.old_log_probs"][k, :steps_]
         rollouts.append(Rollout(context, k, success, steps_, record, old))
     group = RolloutGroup(context, tuple(rollouts))
-    entries, credit = episode_entries([group], 0), group_credit("leave_one_out", [group])
-    schedule = MinibatchSchedule([group], entries, 0, 1, {}, 8, 1, 8, 3, aggregation, credit, ())
+    decisions = replace(flatten([group]), advantages=group_advantages("leave_one_out", [group]))
+    schedule = MinibatchSchedule(
+        decisions,
+        kept_episodes([group], 0),
+        filler_of(decisions),
+        LearningSchedule(1, 8, 3, aggregation),
+    )
     assert len(schedule) > 2
     total = 0.0
     for batch in schedule:

@@ -45,9 +45,6 @@ class Broken(ToyPolicy):
     def log_prob(self, record):
         return self.changes.get("log_prob", lambda *scores: scores)(*super().log_prob(record))
 
-    def features(self, record):
-        return super().features(record)[:, self.changes.get("first_feature", 0) :]
-
     def parameter_groups(self):
         return self.changes.get("groups", super().parameter_groups())
 
@@ -78,7 +75,6 @@ class Broken(ToyPolicy):
             "differently each time",
             {"act": lambda d, noise: d if noise is not None else shaken(d)},
         ),
-        ("features are", {"first_feature": 1}),
     ],
 )
 def test_what_breaks_it(message, changes):

@@ -52,9 +52,9 @@ def collect(pool, wanted=5, limit=100, seed=(0, 0), policy=None, **settings):
         pool,
         LocalQueue(10, wanted, limit),
         lambda n: SOURCE.context(n, SPEC, 0),
-        4,
-        seed,
-        SPEC.max_steps,
+        rollouts_per_context=4,
+        seed=seed,
+        max_steps=SPEC.max_steps,
         **settings,
     )
 
@@ -212,7 +212,7 @@ def test_collecting_can_be_stopped():
 
     pool = ShufflingPool(0, 8)
     with pytest.raises(InterruptedError):
-        collect(pool, check=stop)
+        collect(pool, interrupt=stop)
     assert not pool._pending
 
 

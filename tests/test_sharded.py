@@ -162,7 +162,8 @@ def test_validate_repeats_the_evaluation(runs, tmp_path):
 
 
 def test_a_critic_and_a_kl_penalty_learn_in_shards(tmp_path):
-    more = ["--model.init_args.critic={}", "--model.init_args.kl_coefficient=0.5"]
+    critic = "--model=lightning_ript.extensions.critic.CriticModule"
+    more = [critic, "--model.init_args.kl_coefficient=0.5"]
     finish(start(tmp_path / "two", 2, *LEARNING, *more, *on_two("fsdp2")))
     alone, shared = fit(tmp_path / "one", 2, *LEARNING, *more), checkpoint(tmp_path / "two")
     assert any(name.startswith("critic.") for name in weights(alone))

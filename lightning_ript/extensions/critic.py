@@ -226,7 +226,15 @@ class CriticModule(RIPTLightningModule):
 
     @torch.no_grad()
     def _features(self, record: dict[str, Tensor]) -> Tensor:
-        return _features_of(self.policy).features(record)
+        policy = _features_of(self.policy)
+        features = policy.features(record)
+        size, width = len(next(iter(record.values()))), policy.feature_size
+        if features.shape != (size, width):
+            raise ValueError(
+                f"{type(policy).__name__}'s features are {tuple(features.shape)}, not ({size}, "
+                f"feature_size {width})"
+            )
+        return features
 
     def learning_metrics(self) -> dict[str, Metric]:
         """With how much of the outcomes' variance the values had told before."""
