@@ -15,11 +15,7 @@ from lightning_ript.console.progress import progress_bar
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.distributed.sharding import gathered, sharded_like, whole
 from lightning_ript.policies.openvla_oft import laplace
-from lightning_ript.policies.openvla_oft.checkpoint import (
-    assign,
-    load_scale_head,
-    save_scale_head,
-)
+from lightning_ript.policies.openvla_oft.checkpoint import assign, load_scale_head, save_scale_head
 from lightning_ript.policies.openvla_oft.config import CHUNK
 from lightning_ript.policies.openvla_oft.continuous import STATE, OpenVLAOFTPolicy
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead

@@ -5,28 +5,26 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 from zipfile import is_zipfile
 
 import lightning as L
-from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_ript.commands import COMMANDS
 from lightning_ript.commands.errors import (
-    CommandParser,
     LightningCommandParser,
     one_sentence_errors,
 )
+from lightning_ript.commands.old_names import with_current_names
 from lightning_ript.distributed.strategies import ShardedStrategy
-from lightning_ript.policies.quest.checkpoint import is_official, load_official
-from lightning_ript.storage.hub import local_file
+from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.storage.hub import is_on_hub, local_file
 
 _CHECKPOINTS = "checkpoints"
 
@@ -36,7 +34,7 @@ class RIPTCLI(LightningCLI):
 
     `--run_dir` holds checkpoints, metrics, the resolved config and whatever callbacks write. `fit`
     goes on from `<run_dir>/checkpoints/last.ckpt` if there is one, unless `--ckpt_path` says
-    otherwise; `validate` takes Lightning checkpoints and official QueST checkpoints alike.
+    otherwise; `validate` takes Lightning's checkpoints, and those in a format of the policy's own.
     """
 
     @staticmethod
@@ -63,7 +61,8 @@ class RIPTCLI(LightningCLI):
         if self.config.subcommand == "fit" and settings.ckpt_path is None and last.exists():
             settings.ckpt_path = str(last)
         if settings.ckpt_path not in (None, "best", "last"):
-            settings.ckpt_path = check_checkpoint(settings.ckpt_path, "--ckpt_path")
+            command = self.config.subcommand
+            settings.ckpt_path = check_checkpoint(settings.ckpt_path, "--ckpt_path", command)
 
     @property
     def _settings(self) -> Any:
@@ -93,14 +92,9 @@ class RIPTCLI(LightningCLI):
 
     def _best(self, folder: Any) -> list[ModelCheckpoint]:
         from lightning_ript.callbacks import BestCheckpoint
-        from lightning_ript.module import RIPTLightningModule
-        from lightning_ript.policies.quest.stages import DemonstrationTraining
 
-        if isinstance(self.model, RIPTLightningModule):
-            return [BestCheckpoint(folder, "val/success_rate", "max")]
-        if isinstance(self.model, DemonstrationTraining):
-            return [BestCheckpoint(folder, "val/loss", "min")]
-        return []
+        best_by = getattr(self.model, "best_by", None)
+        return [] if best_by is None else [BestCheckpoint(folder, *best_by)]
 
     def before_fit(self) -> None:
         """Says which checkpoint is resumed."""
@@ -108,41 +102,57 @@ class RIPTCLI(LightningCLI):
             logging.getLogger(__name__).info("Resuming %s", self._settings.ckpt_path)
 
     def before_validate(self) -> None:
-        """Loads an official checkpoint, which Lightning could not read."""
+        """Lets the policy load a checkpoint in a format of its own, which Lightning cannot read."""
         settings = self.config_init[self.subcommand]
         if settings["ckpt_path"] not in (None, "best", "last"):
-            settings["ckpt_path"] = self.load_official(settings["ckpt_path"])
+            settings["ckpt_path"] = self.load_published(settings["ckpt_path"])
 
-    def load_official(self, path: str) -> str | None:
-        """Loads an official checkpoint into the policy.
+    def load_published(self, place: str) -> str | None:
+        """Lets the policy load a checkpoint in a format of its own.
 
         Returns:
             The path of any other checkpoint, for Lightning to load; None once it is done.
+
+        Raises:
+            ValueError: If it is a folder, and of no format that the policy knows.
         """
-        if not is_official(path):
-            return path
-        load_official(self.model.policy.model, path)
-        self.model.policy.checkpoint = path
-        return None
+        policy = getattr(self.model, "policy", None)
+        if isinstance(policy, PolicyAdapter) and policy.load_published(place):
+            return None
+        if is_on_hub(place) or Path(place).is_dir():
+            raise ValueError(
+                f"{place} is a folder, but {type(policy).__name__} has no checkpoints in folders: "
+                "name a file."
+            )
+        return place
 
 
-def check_checkpoint(place: str, setting: str) -> str:
-    """Finds a checkpoint and refuses a file that cannot be one.
+def check_checkpoint(place: str, setting: str, command: str) -> str:
+    """Finds a checkpoint and refuses what cannot be one.
 
     Lightning would read a file of the hub as a stream, at every start anew.
 
     Args:
-        place: A file, or its address on the hub, see `hub.local_file`.
+        place: A file, a folder of a policy's own format, or the address of either on the hub.
         setting: The setting that names it.
+        command: What it is for; `fit` resumes Lightning's files only.
 
     Returns:
-        The file.
+        The file or folder; a folder on the hub stays there, for the policy to find.
 
     Raises:
         OSError: If there is none, here or on the hub.
-        ValueError: If it is damaged.
+        ValueError: If it is damaged, or cannot be resumed.
     """
-    path = local_file(place)
+    folder_on_hub = is_on_hub(place) and not Path(place).suffix
+    path = Path(place) if folder_on_hub else local_file(place)
+    if folder_on_hub or path.is_dir():
+        if command == "fit":
+            raise ValueError(
+                f"{setting} names the folder {place}, which has no optimizer to go on with: start "
+                "from weights by a setting of the policy (model.policy.checkpoint or .adapter)."
+            )
+        return str(place)
     if not path.is_file():
         raise FileNotFoundError(f"{setting} names {place}, which does not exist.")
     if not is_zipfile(path):  # as everything that torch.save has written since 2020
@@ -158,6 +168,9 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
         arguments: What was typed.
         unit: What a second start of an interrupted command goes on from.
     """
+    arguments = with_current_names(arguments)
+    # What was typed may have been changed.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
     StrategyRegistry.register(
         "fsdp2", ShardedStrategy, "policies too large for one GPU", override=True
     )
@@ -177,74 +190,6 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
         sys.exit(f"Stopped by SIGTERM; the same command goes on from the last finished {unit}.")
 
 
-def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
-    """A command that is a function, or has several as subcommands; imported when it is called."""
-
-    def run(arguments: list[str]) -> None:
-        found = [resolve_name(f"lightning_ript.{function}") for function in functions]
-        auto_cli(
-            found if len(found) > 1 else found[0],
-            args=arguments,
-            prog=f"lightning-ript {command}",
-            parser_class=CommandParser,
-        )
-
-    return run
-
-
-def _export(arguments: list[str]) -> None:
-    from lightning_ript.commands.export import export
-
-    parser = CommandParser(prog="lightning-ript export", description=export.__doc__)
-    parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
-    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
-    export(**parser.parse_args(arguments).as_dict())
-
-
-def _sweep(arguments: list[str]) -> None:
-    from lightning_ript.commands.sweep import SweepCLI
-
-    # The command line is read by a parser of `validate`.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
-    # Checkpoints of other runs bring the states of their callbacks, which do not matter here.
-    warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
-    run_lightning(SweepCLI, ["validate", *arguments], "cell")
-
-
-def _compare(arguments: list[str]) -> None:
-    from lightning_ript.commands.compare import compare
-
-    parser = CommandParser(prog="lightning-ript compare", description="Compares finished runs.")
-    parser.add_argument("runs", nargs="+", type=str, help="a line each, see docs/evaluation.md")
-    parser.add_argument("--out", required=True, type=str, help="folder of the tables and the plot")
-    settings = parser.parse_args(arguments)
-    compare(settings.runs, settings.out)
-
-
-_COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "collect-demos": (
-        _own("collect-demos", "commands.collect_demos:collect_demos"),
-        "run the scripted expert and write LIBERO HDF5 files",
-    ),
-    "data": (
-        _own("data", "commands.download_data:download", "commands.check_data:check"),
-        "download LIBERO's demonstrations; check those in a folder",
-    ),
-    "export": (_export, "write a QueST checkpoint in the official format"),
-    "merge-adapter": (
-        _own("merge-adapter", "policies.openvla_oft.merge:merge_adapter"),
-        "add a LoRA adapter to OpenVLA-OFT's weights",
-    ),
-    "report": (
-        _own("report", "commands.summary:report"),
-        "summarize a run: success before and after, curve, videos",
-    ),
-    "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
-    "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
-}
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -258,12 +203,12 @@ def main(arguments: list[str] | None = None) -> None:
     # Nothing here changes what a policy returns in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in _COMMANDS:
+    if arguments and arguments[0] in COMMANDS:
         with one_sentence_errors():
-            _COMMANDS[arguments[0]][0](arguments[1:])
+            COMMANDS[arguments[0]][0](arguments[1:])
         return
     if not arguments or arguments[0] in ("-h", "--help"):
-        own = "".join(f"  {name:14} {text}\n" for name, (_, text) in _COMMANDS.items())
+        own = "".join(f"  {name:14} {text}\n" for name, (_, text) in COMMANDS.items())
         sys.stdout.write(f"usage: lightning-ript COMMAND [--config FILE ...]\n\ncommands:\n{own}")
         sys.stdout.write("  fit, validate  train or evaluate; LightningCLI's, see fit --help\n")
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -83,6 +83,9 @@ class RIPTLightningModule(L.LightningModule):
     Raises:
         ValueError: If a setting makes no sense.
     """
+
+    best_by: ClassVar = ("val/success_rate", "max")
+    """The metric that tells which checkpoint is the best one, and whether large is good."""
 
     success_rate: SuccessRate
 

@@ -152,7 +152,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
     def bug(arguments):
         torch.zeros(2).reshape(3)
 
-    monkeypatch.setattr("lightning_ript.cli._COMMANDS", {"report": (bug, "")})
+    monkeypatch.setattr("lightning_ript.cli.COMMANDS", {"report": (bug, "")})
     with pytest.raises(RuntimeError, match="shape"):
         main(["report"])
 

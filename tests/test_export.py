@@ -6,7 +6,6 @@ import torch
 from test_quest_policy import TINY
 
 from lightning_ript.cli import main
-from lightning_ript.commands.export import PARTS
 from lightning_ript.module import RIPTLightningModule
 from lightning_ript.policies.quest import (
     QueST,
@@ -16,6 +15,7 @@ from lightning_ript.policies.quest import (
     load_official,
     save_official,
 )
+from lightning_ript.policies.quest.export import PARTS
 from lightning_ript.policies.toy import ToyPolicy
 
 

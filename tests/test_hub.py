@@ -88,7 +88,8 @@ def test_validate_finds_it(cache, monkeypatch, capsys):
         if not isinstance(value, tuple)
     ]
     loaded = []
-    monkeypatch.setattr("lightning_ript.cli.load_official", lambda *a: loaded.append(a[1]))
+    adapter = "lightning_ript.policies.quest.adapter.load_official"
+    monkeypatch.setattr(adapter, lambda *a: loaded.append(a[1]))
     place = "hf://someone/quest/goal/quest.pth"
     short = [word for word in SHORT if "limit_val" not in word]
     with pytest.raises(SystemExit):

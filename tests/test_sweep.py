@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_cli import refusal
 from toy_runs import ROOT, fit, hear_ctrl_c
 
 from lightning_ript.cli import main
+from lightning_ript.policies.toy import ToyPolicy
 from lightning_ript.reports.short_names import short_names
 from lightning_ript.reports.sweep_chart import draw_tasks
 from lightning_ript.reports.sweep_report import CellResult, progress, summarize, summary_table
@@ -119,20 +121,21 @@ def test_without_seeds_and_suites_the_configs_own_are_taken(checkpoints, tmp_pat
     assert {(row["seed"], row["suite"]) for row in table(tmp_path)} == {("3", "toy")}
 
 
-def test_official_and_lightning_checkpoints_take_turns(checkpoints, tmp_path, monkeypatch):
-    """An official checkpoint's weights are acted with, and the next cell has its own again."""
-    from lightning_ript.commands.sweep import SweepCLI
+def test_published_and_lightning_checkpoints_take_turns(checkpoints, tmp_path, monkeypatch):
+    """A published checkpoint's weights are acted with, and the next cell has its own again."""
 
-    # The toy has no official format: the second run's file stands for it.
-    def load_official(self, path):
+    # The toy has no format of its own: the second run's file stands for it.
+    def load_published(self, path):
         if path != checkpoints[1]:
-            return path
-        self._try_lightning(path)
-        self.model.policy.checkpoint = path
-        return None
+            return False
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        own = {n.removeprefix("policy."): v for n, v in weights.items() if n.startswith("policy.")}
+        self.load_state_dict(own)
+        self.checkpoint = path
+        return True
 
     main(arguments(tmp_path / "lightning", checkpoints))
-    monkeypatch.setattr(SweepCLI, "load_official", load_official)
+    monkeypatch.setattr(ToyPolicy, "load_published", load_published)
     main(arguments(tmp_path / "official", checkpoints))
     main(arguments(tmp_path / "turned", checkpoints[::-1]))
     expected = table(tmp_path / "lightning")

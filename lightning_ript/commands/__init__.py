@@ -1,1 +1,81 @@
-"""The program's own commands, beside LightningCLI's `fit` and `validate`."""
+"""The program's own commands, beside LightningCLI's `fit` and `validate`.
+
+Each is a function, imported only when its command is given.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pkgutil import resolve_name
+
+from jsonargparse import auto_cli
+
+from lightning_ript.commands.errors import CommandParser
+
+
+def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
+    """A command that is a function, or has several as subcommands; imported when it is called."""
+
+    def run(arguments: list[str]) -> None:
+        found = [resolve_name(f"lightning_ript.{function}") for function in functions]
+        auto_cli(
+            found if len(found) > 1 else found[0],
+            args=arguments,
+            prog=f"lightning-ript {command}",
+            parser_class=CommandParser,
+        )
+
+    return run
+
+
+def _export(arguments: list[str]) -> None:
+    export = resolve_name("lightning_ript.policies.quest.export:export")
+    parser = CommandParser(prog="lightning-ript export", description=export.__doc__)
+    parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
+    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
+    export(**parser.parse_args(arguments).as_dict())
+
+
+def _sweep(arguments: list[str]) -> None:
+    from lightning_ript.cli import run_lightning
+    from lightning_ript.commands.sweep import SweepCLI
+
+    # Checkpoints of other runs bring the states of their callbacks, which do not matter here.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # The command line is read by a parser of `validate`.
+    run_lightning(SweepCLI, ["validate", *arguments], "cell")
+
+
+def _compare(arguments: list[str]) -> None:
+    from lightning_ript.commands.compare import compare
+
+    parser = CommandParser(prog="lightning-ript compare", description="Compares finished runs.")
+    parser.add_argument("runs", nargs="+", type=str, help="a line each, see docs/evaluation.md")
+    parser.add_argument("--out", required=True, type=str, help="folder of the tables and the plot")
+    settings = parser.parse_args(arguments)
+    compare(settings.runs, settings.out)
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "collect-demos": (
+        _own("collect-demos", "commands.collect_demos:collect_demos"),
+        "run the scripted expert and write LIBERO HDF5 files",
+    ),
+    "data": (
+        _own("data", "commands.download_data:download", "commands.check_data:check"),
+        "download LIBERO's demonstrations; check those in a folder",
+    ),
+    "export": (_export, "write a QueST checkpoint in the official format"),
+    "merge-adapter": (
+        _own("merge-adapter", "policies.openvla_oft.merge:merge_adapter"),
+        "add a LoRA adapter to OpenVLA-OFT's weights",
+    ),
+    "report": (
+        _own("report", "commands.summary:report"),
+        "summarize a run: success before and after, curve, videos",
+    ),
+    "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
+    "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
+}

@@ -32,7 +32,7 @@ class SweepSettings:
     """What a sweep goes through, and where its results go.
 
     Attributes:
-        checkpoints: Checkpoints of RIPT or SFT, or official ones of QueST.
+        checkpoints: Lightning's checkpoints, or those in a format of the policy's own.
         out: Folder of the results; a second start of the same command goes on with what it lacks.
         seeds: Seeds of the sampling noise, in place of `data.seed`.
         suites: Suites, in place of the environment's own.
@@ -99,7 +99,9 @@ class SweepCLI(RIPTCLI):
             raise ValueError("A sweep takes --checkpoints, a list, in place of --ckpt_path.")
         given = {field.name: settings[field.name] for field in dataclasses.fields(SweepSettings)}
         self.sweep = SweepSettings(**given)
-        found = [check_checkpoint(place, "--checkpoints") for place in self.sweep.checkpoints]
+        found = [
+            check_checkpoint(place, "--checkpoints", "sweep") for place in self.sweep.checkpoints
+        ]
         self.sweep = dataclasses.replace(self.sweep, checkpoints=found)
         settings.run_dir = settings.trainer.default_root_dir = self.sweep.out
         if settings.trainer.logger in (None, True):
@@ -187,7 +189,7 @@ class SweepCLI(RIPTCLI):
 
     def _try(self, path: str) -> None:
         """Loads a checkpoint to see whether it fits, as a later cell will."""
-        if self.load_official(path) is not None:
+        if self.load_published(path) is not None:
             self._try_lightning(path)
 
     def _try_lightning(self, path: str) -> None:
@@ -202,9 +204,9 @@ class SweepCLI(RIPTCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EvaluationReport | RolloutVideo):
                 callback.name = cell.name
-        # An official checkpoint puts its own name there.
+        # A checkpoint of the policy's own format puts its name there.
         self.model.policy.checkpoint = self._configured
-        settings |= {"ckpt_path": self.load_official(cell.checkpoint), "verbose": False}
+        settings |= {"ckpt_path": self.load_published(cell.checkpoint), "verbose": False}
         self.trainer.validate(self.model, datamodule=datamodule, **settings)
 
     def _report(self, cells: list[Cell]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,21 @@ class PolicyAdapter(nn.Module, ABC):
 
         The place to refuse instructions that cannot be encoded.
         """
+
+    def load_published(self, place: str | Path) -> bool:
+        """Loads a checkpoint in a format of the policy's own, as `validate` and `sweep` meet them.
+
+        Args:
+            place: A file or folder, here or on the hub.
+
+        Returns:
+            False if it has no such format: it may still be Lightning's.
+
+        Raises:
+            OSError: A file is missing.
+            ValueError: It has the format, but does not fit the policy.
+        """
+        return False
 
     def check_ready(self) -> None:
         """Refuses to learn with something missing; asked before the first rollout of a fit.

@@ -17,6 +17,11 @@ _FOLDER = re.compile(
 )
 
 
+def is_on_hub(place: str | Path) -> bool:
+    """Whether a place is the hub's and not a path on this machine."""
+    return str(place).startswith(SCHEME)
+
+
 def local_file(place: str | Path) -> Path:
     """Where a file lies on this machine, after downloading it if it is the hub's.
 
@@ -31,7 +36,7 @@ def local_file(place: str | Path) -> Path:
         ValueError: The address is malformed.
         OSError: The hub has no such file, or can neither be reached nor has been asked before.
     """
-    if not str(place).startswith(SCHEME):
+    if not is_on_hub(place):
         return Path(place)
     address = _ADDRESS.fullmatch(str(place))
     if address is None:
@@ -58,7 +63,7 @@ def local_folder(place: str | Path, patterns: Sequence[str]) -> Path:
         ValueError: The address is malformed.
         OSError: The hub has no such files, or can neither be reached nor has been asked before.
     """
-    if not str(place).startswith(SCHEME):
+    if not is_on_hub(place):
         return Path(place)
     address = _FOLDER.fullmatch(str(place))
     if address is None:

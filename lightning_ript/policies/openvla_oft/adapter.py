@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +15,13 @@ from lightning_ript.policies.base import Decisions, PolicyAdapter
 from lightning_ript.policies.openvla_oft.checkpoint import PATTERNS
 from lightning_ript.policies.openvla_oft.config import CHUNK
 from lightning_ript.policies.openvla_oft.images import CAMERAS, observation_crops, pixel_values
-from lightning_ript.policies.openvla_oft.lora import LoraSizes, add_lora, has_lora, load_lora
+from lightning_ript.policies.openvla_oft.lora import (
+    LoraSizes,
+    add_lora,
+    has_lora,
+    is_adapter,
+    load_lora,
+)
 from lightning_ript.policies.openvla_oft.model import Forward, OpenVLA
 from lightning_ript.policies.openvla_oft.prompt import PromptTokenizer
 from lightning_ript.policies.openvla_oft.quantization import Quantization
@@ -117,6 +124,19 @@ class OpenVLAPolicy(PolicyAdapter):
     @abstractmethod
     def _normalized_actions(self, chosen: Tensor) -> Tensor:
         """Normalized actions (B, 8, 7) float32 of recorded decisions."""
+
+    def load_published(self, place: str | Path) -> bool:
+        """Loads the folder of a LoRA adapter, as RIPT-VLA and `LoRACheckpoint` write them.
+
+        Raises:
+            OSError: A file is missing.
+            ValueError: The adapter does not fit, or its heads are missing.
+        """
+        if not is_adapter(place):
+            return False
+        load_lora(self.model, place, heads_too=True)
+        self.checkpoint = str(place)
+        return True
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Makes all prompts of a run the same length, so that decisions of any tasks fit a batch.

@@ -17,15 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
-from lightning_ript.policies.openvla_oft.files import (
-    bare,
-    check_fit,
-    only,
-    opened,
-    read_pickle,
-    shapes,
-    shards,
-)
+from lightning_ript.policies.openvla_oft.files import only, opened, shapes, shards
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
 from lightning_ript.policies.openvla_oft.model import (
     OpenVLA,
@@ -37,6 +29,7 @@ from lightning_ript.policies.openvla_oft.quantization import (
     Quantizer,
     check_quantization,
 )
+from lightning_ript.policies.weights import check_fit, check_weights, read_tensors, without_module
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.hub import local_file, local_folder
 
@@ -92,11 +85,11 @@ def load_openvla(
 
     def heads(model: OpenVLAOFT, folder: Path) -> list[Part]:
         path = only(folder, ACTION_HEAD, "action head")
-        parts: list[Part] = [(model.action_head, bare(read_pickle(path)), path)]
+        parts: list[Part] = [(model.action_head, without_module(read_tensors(path)), path)]
         if scale_head is None:
             return parts
         path = local_file(scale_head)
-        return [*parts, (model.scale_head, scale_weights(read_pickle(path), path), path)]
+        return [*parts, (model.scale_head, scale_weights(read_tensors(path), path), path)]
 
     model = _load(OpenVLAOFT, place, heads, device, dtype, head_dtype, quantization, proprio)
     if scale_head is None:
@@ -160,7 +153,7 @@ def _load(
         raise ValueError(f"{folder} has a projector of proprioception: set proprio")
     if model.proprio_projector is not None:
         path = only(folder, PROPRIO_PROJECTOR, "proprio projector")
-        parts.append((model.proprio_projector, bare(read_pickle(path)), path))
+        parts.append((model.proprio_projector, without_module(read_tensors(path)), path))
     for module, weights, path in parts:
         check_weights(module, weights, path)
 
@@ -179,7 +172,7 @@ def load_scale_head(head: LaplaceScaleHead, place: str | Path) -> None:
         ValueError: It cannot be read or does not fit.
     """
     path = local_file(place)
-    weights = scale_weights(read_pickle(path), path)
+    weights = scale_weights(read_tensors(path), path)
     check_weights(head, weights, path)
     head.load_state_dict(weights)
 
@@ -215,21 +208,8 @@ def scale_weights(contents: Mapping[str, Mapping[str, Tensor]], path: Path) -> d
     return {
         f"{ours_}.{name}": value
         for theirs, ours_ in SCALE_PARTS.items()
-        for name, value in bare(contents[theirs]).items()
+        for name, value in without_module(contents[theirs]).items()
     }
-
-
-def check_weights(module: nn.Module, weights: Mapping[str, Tensor], place: str | Path) -> None:
-    """Compares weights with what a module has.
-
-    Raises:
-        ValueError: Names or shapes differ.
-    """
-    check_fit(
-        {name: tuple(value.shape) for name, value in module.state_dict().items()},
-        {name: tuple(value.shape) for name, value in weights.items()},
-        place,
-    )
 
 
 def ours(name: str) -> str:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ript.distributed.sharding import whole
-from lightning_ript.policies.openvla_oft.checkpoint import check_weights
-from lightning_ript.policies.openvla_oft.files import bare, check_fit, opened, read_pickle, shapes
+from lightning_ript.policies.openvla_oft.files import opened, shapes
 from lightning_ript.policies.openvla_oft.model import OpenVLA
+from lightning_ript.policies.weights import check_fit, check_weights, read_tensors, without_module
 from lightning_ript.storage.files import replacing
-from lightning_ript.storage.hub import local_folder
+from lightning_ript.storage.hub import is_on_hub, local_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -152,12 +152,24 @@ def lora_parameters(model: OpenVLA) -> dict[str, nn.Parameter]:
     }
 
 
-def load_lora(model: OpenVLA, place: str | Path) -> None:
+def is_adapter(place: str | Path) -> bool:
+    """Whether a folder, here or on the hub, holds an adapter.
+
+    Raises:
+        OSError: The hub cannot be reached.
+    """
+    if not is_on_hub(place) and not Path(place).is_dir():
+        return False
+    return (local_folder(place, PATTERNS) / CONFIG).is_file()
+
+
+def load_lora(model: OpenVLA, place: str | Path, heads_too: bool = False) -> None:
     """Loads a published adapter and, where the folder has them, its heads.
 
     Args:
         model: With an adapter of the same sizes, or none.
         place: The folder, or `hf://owner/repo/folder`.
+        heads_too: Refuse a folder without the heads of a model that has some.
 
     Raises:
         OSError: A file is missing, here or on the hub.
@@ -167,6 +179,8 @@ def load_lora(model: OpenVLA, place: str | Path) -> None:
     folder = local_folder(place, PATTERNS)
     sizes = LoraSizes.from_json(folder / CONFIG)
     found = shapes([folder / WEIGHTS])
+    if heads_too and model.published_heads() and not (folder / HEADERS).is_file():
+        raise FileNotFoundError(f"{folder} has no {HEADERS}, so the action head is missing")
     headers = _read_headers(model, folder)
     if not has_lora(model):
         add_lora(model, sizes)
@@ -263,11 +277,11 @@ def _read_headers(model: OpenVLA, folder: Path) -> list[tuple[nn.Module, dict[st
     if not path.is_file():
         log.info("%s has no %s: the heads stay as they are", folder, HEADERS)
         return []
-    contents = read_pickle(path)
+    contents = read_tensors(path)
     found = []
     for name, module in heads.items():
         if name in contents:
-            weights = bare(contents[name])
+            weights = without_module(contents[name])
             check_weights(module, weights, f"{path}, {name},")
             found.append((module, weights))
     return found

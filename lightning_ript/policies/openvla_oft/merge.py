@@ -17,18 +17,10 @@ from lightning_ript.policies.openvla_oft.checkpoint import (
     published,
     write_scale_weights,
 )
-from lightning_ript.policies.openvla_oft.files import (
-    INDEX,
-    SINGLE,
-    check_fit,
-    only,
-    opened,
-    read_pickle,
-    shapes,
-    shards,
-)
+from lightning_ript.policies.openvla_oft.files import INDEX, SINGLE, only, opened, shapes, shards
 from lightning_ript.policies.openvla_oft.lora import CONFIG, HEADERS, PREFIX, WEIGHTS, LoraSizes
 from lightning_ript.policies.openvla_oft.lora import PATTERNS as LORA_PATTERNS
+from lightning_ript.policies.weights import check_fit, read_tensors
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.hub import local_folder
 
@@ -72,7 +64,7 @@ def merge_lora(
     paths = shards(source)
     sizes = LoraSizes.from_json(lora / CONFIG)
     layers = _layers(shapes([lora / WEIGHTS]), shapes(paths), sizes.r, lora / WEIGHTS)
-    headers = read_pickle(lora / HEADERS) if (lora / HEADERS).is_file() else {}
+    headers = read_tensors(lora / HEADERS) if (lora / HEADERS).is_file() else {}
     trained = headers.get("action_header")
     head = None if trained is None else only(source, ACTION_HEAD, "action head")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_ript.policies.base import Decisions, PolicyAdapter
-from lightning_ript.policies.quest.checkpoint import load_weights
+from lightning_ript.policies.quest.checkpoint import is_official, load_official, load_weights
 from lightning_ript.policies.quest.language import task_embedding
 from lightning_ript.policies.quest.model import CAMERAS, LOWDIM, QueST, QueSTConfig
 from lightning_ript.types import Observation, Task
@@ -143,6 +144,14 @@ class QueSTPolicy(PolicyAdapter):
         images = {name: scale_images(gather(name)) for name in CAMERAS}
         lowdim = {name: gather(name).float() for name in LOWDIM}
         return self.model.encode_context(images, lowdim, self.embed([t.language for t in tasks]))
+
+    def load_published(self, place: str | Path) -> bool:
+        """Loads an official file."""
+        if not is_official(place):
+            return False
+        load_official(self.model, place)
+        self.checkpoint = str(place)
+        return True
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Computes what the instructions are encoded as, unless it is known.

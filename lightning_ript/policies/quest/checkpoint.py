@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lightning_ript.policies.weights import check_weights, read_tensors, without_module
 from lightning_ript.storage.files import replacing
-from lightning_ript.storage.hub import first_line, local_file
+from lightning_ript.storage.hub import local_file
 
 OFFICIAL_PREFIX = "module."
 LIGHTNING_PREFIX = "policy.model."
-SHOWN = 8
 
 
 def is_official(place: str | Path) -> bool:
@@ -90,14 +90,8 @@ def _read(place: str | Path) -> Mapping[str, Mapping[str, Tensor]]:
     path = local_file(place)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {place}")
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file makes the unpickler raise anything at all
-        raise ValueError(
-            f"{place} cannot be read as a checkpoint of plain tensors ({first_line(error)}); if it "
-            "is whole and you trust it, save its 'model' entry alone with torch.save"
-        ) from error
-    if not isinstance(contents, dict) or not ("model" in contents or "state_dict" in contents):
+    contents = read_tensors(path)
+    if not ("model" in contents or "state_dict" in contents):
         raise ValueError(
             f"{place} is neither an official QueST checkpoint nor one of Lightning's: it has no "
             "'model' and no 'state_dict' entry"
@@ -106,22 +100,9 @@ def _read(place: str | Path) -> Mapping[str, Mapping[str, Tensor]]:
 
 
 def _official_weights(contents: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name.removeprefix(OFFICIAL_PREFIX): value for name, value in contents["model"].items()}
+    return without_module(contents["model"])
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor], place: str | Path) -> None:
-    expected = model.state_dict()
-    problems = [f"{name!r} is missing from the file" for name in expected if name not in weights]
-    problems += [f"{name!r} is unknown to the model" for name in weights if name not in expected]
-    problems += [
-        f"{name!r} has shape {tuple(weights[name].shape)} in the file and {tuple(value.shape)} in "
-        "the model"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(
-            f"{place} does not fit a QueST of these sizes: {'; '.join(problems[:SHOWN])}{more}"
-        )
+    check_weights(model, weights, place)
     model.load_state_dict(weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -30,6 +30,8 @@ class DemonstrationTraining(L.LightningModule):
         min_lr: Learning rate at the end; a cosine over all optimizer steps lies between.
         weight_decay: Decay of AdamW; biases and norms are exempt.
     """
+
+    best_by: ClassVar = ("val/loss", "min")
 
     def __init__(
         self,
