@@ -101,14 +101,11 @@ class ScaleHeadPretraining(Callback):
         trainer.strategy.barrier()
         # Rank zero's: where ranks were not seeded alike, the others' batches differ.
         weights = [trainer.strategy.broadcast(p.detach().cpu()) for p in head.parameters()]
-        for each in (policy, pl_module.reference):
-            if each is None:
-                continue
-            mine: LaplaceScaleHead = each.model.scale_head  # type: ignore[union-attr, assignment]
-            with torch.no_grad():
-                for parameter, value in zip(mine.parameters(), weights, strict=True):
-                    parameter.copy_(sharded_like(value, parameter))
-            mine.trained = True
+        mine = policy.model.scale_head
+        with torch.no_grad():
+            for parameter, value in zip(mine.parameters(), weights, strict=True):
+                parameter.copy_(sharded_like(value, parameter))
+        mine.trained = True
         rank_zero_info(f"The scale head is in {path}")
 
     def _path(self, trainer: L.Trainer) -> Any:

@@ -56,7 +56,7 @@ def observations(count, seed=0):
 @pytest.mark.parametrize("forward", ["prefix_cache", "single_pass"])
 @pytest.mark.parametrize("aggregation", ["sum", "mean", "per_dimension"])
 def test_it_keeps_the_contract(folder, forward, aggregation):
-    policy = make(folder, forward=forward, aggregation=aggregation)
+    policy = make(folder, forward=forward, dimension_aggregation=aggregation)
     check_contract(policy, observations(3), [TASKS[0], TASKS[1], TASKS[0]])
 
 

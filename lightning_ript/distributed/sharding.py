@@ -113,6 +113,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def local(value: Tensor) -> Tensor:
+    """What this rank holds of a tensor; it shares its memory."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
     """Cuts `value`, whole on every rank, as `like` is cut; its dtype stays."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor) or value.shape != like.shape:

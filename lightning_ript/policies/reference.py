@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ript.distributed.sharding import sharded_like
+from lightning_ript.distributed.sharding import local, sharded_like
 from lightning_ript.policies.base import PolicyAdapter
+
+_PORTION = 2**18  # numbers that are swapped at once
 
 
 class ReferenceWeights(nn.Module):
@@ -49,11 +51,12 @@ class ReferenceWeights(nn.Module):
 
     @torch.no_grad()
     def _exchange(self, policy: PolicyAdapter) -> None:
-        """Swaps values one parameter at a time, so that a second copy of all is never needed."""
+        """Swaps values a few rows at a time, so that a third copy is never needed."""
         for value, parameter, _ in self._pairs(policy):
-            current = parameter.detach().clone()
-            parameter.copy_(value)
-            value.copy_(current)
+            for mine, theirs in zip(_rows(value), _rows(parameter), strict=True):
+                current = theirs.clone()
+                theirs.copy_(mine)
+                mine.copy_(current)
 
     def _pairs(self, policy: PolicyAdapter) -> list[tuple[Tensor, nn.Parameter, str]]:
         parameters = dict(policy.named_parameters())
@@ -71,3 +74,10 @@ class ReferenceWeights(nn.Module):
             return dict(state_dict)
         others = {n: v for n, v in state_dict.items() if not n.startswith(prefix)}
         return others | {ours: state_dict[name] for name, ours in theirs.items()}
+
+
+def _rows(value: Tensor) -> Sequence[Tensor]:
+    """Views of what this rank holds of a tensor, of a megabyte or so."""
+    mine = local(value.detach())
+    rows = max(1, _PORTION // max(1, mine[:1].numel())) if mine.ndim else 1
+    return mine.split(rows) if mine.ndim else [mine]

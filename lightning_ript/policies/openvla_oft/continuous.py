@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_ript.console.deprecation import renamed
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.policies.openvla_oft import laplace
 from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy, check_choice
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla, load_scale_head
 from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CHUNK
 from lightning_ript.policies.openvla_oft.images import crops
-from lightning_ript.policies.openvla_oft.laplace import Aggregation
+from lightning_ript.policies.openvla_oft.laplace import DimensionAggregation
 from lightning_ript.policies.openvla_oft.model import OpenVLAOFT, Prediction
 
 STATE = ("ee_pos", "ee_ori", "gripper_states")  # of a demonstration, by the names in its file
@@ -34,9 +35,10 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         sampling_scale: Samples from so many times the Laplace's scale (RIPT-VLA: 5, Spatial 2).
         score: Which density a sampled action's log-probability is of: `full`, the head's own, as
             the reference has it; or `sampled`, the one that it was drawn from.
-        aggregation: A token per action of a chunk, the `sum` or `mean` over its dimensions, or a
-            token `per_dimension`.
+        dimension_aggregation: What becomes a token, with a ratio of its own: each action of a
+            chunk, by the `sum` or `mean` over its dimensions, or each number (`per_dimension`).
         head_lr: Learning rate of the action head; by default the optimizer's.
+        aggregation: The name that `dimension_aggregation` had in version 0.1.
         **settings: Of `OpenVLAPolicy`.
 
     Raises:
@@ -55,21 +57,25 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         scale_head: str | None = None,
         sampling_scale: float = 5.0,
         score: Literal["full", "sampled"] = "full",
-        aggregation: Aggregation = "sum",
+        dimension_aggregation: DimensionAggregation = "sum",
         head_lr: float | None = None,
+        aggregation: DimensionAggregation | None = None,
         **settings: Any,
     ) -> None:
         if not 0 < sampling_scale < math.inf:
             raise ValueError(f"sampling_scale is {sampling_scale}; it must be above 0")
         check_choice("score", score, ("full", "sampled"))
-        check_choice("aggregation", aggregation, get_args(Aggregation))
+        if aggregation is not None:
+            renamed("model.policy.aggregation", "model.policy.dimension_aggregation")
+            dimension_aggregation = aggregation
+        check_choice("dimension_aggregation", dimension_aggregation, get_args(DimensionAggregation))
         load = partial(load_openvla, scale_head=scale_head)
         super().__init__(load, checkpoint, statistics, **settings)
         if scale_head is not None and settings.get("adapter") is not None:
             load_scale_head(self.model.scale_head, scale_head)  # not the one beside the adapter
         self.sampling_scale = sampling_scale
         self.score = score
-        self.aggregation = aggregation
+        self.dimension_aggregation = dimension_aggregation
         self.head_lr = head_lr
         self.noise_shape = (CHUNK, ACTION_DIM)
         self.model.action_head.requires_grad_(True)
@@ -130,6 +136,6 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
             log_scale = log_scale + math.log(self.sampling_scale)
         log_probs = laplace.log_prob(chosen, prediction.mean, log_scale)
         return (
-            laplace.aggregate(log_probs, self.aggregation),
-            laplace.aggregate(laplace.entropy(log_scale), self.aggregation),
+            laplace.aggregate(log_probs, self.dimension_aggregation),
+            laplace.aggregate(laplace.entropy(log_scale), self.dimension_aggregation),
         )

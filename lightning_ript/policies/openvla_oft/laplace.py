@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Aggregation = Literal["sum", "mean", "per_dimension"]
+DimensionAggregation = Literal["sum", "mean", "per_dimension"]
 LOG_SCALE_MIN = -2.0
 LOG_SCALE_MAX = 0.5
 
@@ -55,7 +55,7 @@ def entropy(log_scale: Tensor) -> Tensor:
     return 1 + math.log(2) + log_scale
 
 
-def aggregate(values: Tensor, how: Aggregation = "sum") -> Tensor:
+def aggregate(values: Tensor, how: DimensionAggregation = "sum") -> Tensor:
     """Makes action tokens of log-probabilities, or entropies, per dimension.
 
     A token has one ratio of probabilities, which is clipped as a whole.
@@ -70,6 +70,8 @@ def aggregate(values: Tensor, how: Aggregation = "sum") -> Tensor:
     """
     if how == "per_dimension":
         return values.flatten(-2)
-    if how not in get_args(Aggregation):
-        raise ValueError(f"aggregation must be one of {get_args(Aggregation)}, but is {how!r}")
+    if how not in get_args(DimensionAggregation):
+        raise ValueError(
+            f"dimension_aggregation must be one of {get_args(DimensionAggregation)}, not {how!r}"
+        )
     return values.sum(-1) if how == "sum" else values.mean(-1)
