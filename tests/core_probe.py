@@ -14,7 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from lightning_ript.contexts import SampledContexts
-from lightning_ript.envs.toy import ToyEnvironment, ToySpec
+from lightning_ript.envs.toy import (
+    BatchedToyEnvironment,
+    BatchedToySpec,
+    ToyEnvironment,
+    ToySpec,
+)
 
 
 @dataclass(frozen=True)
@@ -142,3 +147,38 @@ def rank_zero():
     Lightning 2.6 waits forever where another rank alone gets SIGTERM: its handler broadcasts.
     """
     return os.getppid() if os.environ.get("LOCAL_RANK", "0") != "0" else os.getpid()
+
+
+@dataclass(frozen=True)
+class FaultyBatchSpec(BatchedToySpec):
+    """As `FaultySpec`, several episodes at once: the one that fails takes the others with it."""
+
+    episodes_per_worker: int = 4
+    fault: str = "step"
+    flags: str | None = None
+
+    def make(self):
+        return FaultyBatchEnvironment(self.episodes_per_worker, self.fault, self.flags)
+
+
+class FaultyBatchEnvironment(BatchedToyEnvironment):
+    def __init__(self, episodes, fault, flags):
+        super().__init__(episodes)
+        self.fault, self.flags, self.contexts = fault, flags, {}
+
+    def reset(self, indices, contexts, films):
+        self.contexts.update(zip(indices, contexts, strict=True))
+        return super().reset(indices, contexts, films)
+
+    def step_chunk(self, indices, actions):
+        for index in indices:
+            context = self.contexts[index]  # raises if it began in another process
+            flag = Path(self.flags) / f"{context.task.index}_{context.index}"
+            if context.index % 3 == 0 and not flag.exists():
+                flag.touch()
+                if self.fault == "die":
+                    os._exit(3)
+                if self.fault == "hang":
+                    time.sleep(1000)
+                raise RuntimeError("the arm fell off")
+        return super().step_chunk(indices, actions)

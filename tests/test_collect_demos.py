@@ -16,7 +16,7 @@ from test_hdf5 import episode
 
 from lightning_ript.commands.check_data import inspect_folder
 from lightning_ript.commands.collect_demos import attempt_context, collect_demos
-from lightning_ript.demos import collect
+from lightning_ript.commands import collect_demos as collect
 from lightning_ript.demos.find_files import find_files
 from lightning_ript.demos.hdf5 import RecordedEpisode, read_demonstrations
 from lightning_ript.demos.recorder import RecorderSpec
@@ -45,11 +45,12 @@ class FakePool:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def record(self, slot: int, context: Context) -> None:
+    def ask(self, slot: int, method: str, context: Context) -> None:
+        assert method == "record"
         self.waiting.append((slot, context))
         self.attempts.append((context.task.index, context.index))
 
-    def finished(self) -> list[tuple[int, RecordedEpisode | None]]:
+    def wait(self) -> list[tuple[int, RecordedEpisode | None]]:
         if len(self.attempts) > self.stop_after:
             raise KeyboardInterrupt
         slot, context = self.waiting.pop()
@@ -59,7 +60,7 @@ class FakePool:
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> type[FakePool]:
-    monkeypatch.setattr(collect, "RecorderPool", FakePool)
+    monkeypatch.setattr(collect, "EnvironmentPool", FakePool)
     monkeypatch.setattr(collect.LiberoSpec, "check", lambda self: self.tasks())
     found = Assets(Path("assets"), "a test", standin=True)
     monkeypatch.setattr(collect.LiberoSpec, "found_assets", found)

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from lightning_ript.envs.libero import LiberoSpec
+from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.rollouts import EpisodeRequest
 from lightning_ript.types import Context, Task
 from measuring.policy import TimedPolicy
 from measuring.processes import cores
 from measuring.report import bound, ratios, summarize, table, with_range
 from measuring.variants import KeptWay, Ours, ReferenceWay, Variant
-from measuring.workers import TimedPool
+from measuring.workers import TimedSpec, ask_all
 
 Make = Callable[[LiberoSpec, Task, int], Variant]
 VARIANTS: dict[str, Make] = {
@@ -105,8 +106,9 @@ def probe(spec: LiberoSpec, context: Context, seed: int) -> dict[str, dict[str, 
     chunks = np.random.default_rng(seed).uniform(-1, 1, (_PROBE_CHUNKS, 8, 7))
     result = {}
     for mode in ("exact", "fast"):
-        with TimedPool(replace(spec, mode=mode, cameras=()), 1) as pool:  # type: ignore[arg-type]
-            ((control, bare),) = pool.ask("probe", context, chunks)
+        blind = replace(spec, mode=mode, cameras=())  # type: ignore[arg-type]
+        with EnvironmentPool(TimedSpec(blind), 1) as pool:
+            ((control, bare),) = ask_all(pool, "probe", context, chunks)
         result[mode] = {
             "control_step_ms": 1000 * median(control),
             "bare_physics_ms": 1000 * median(bare),

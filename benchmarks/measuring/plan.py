@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_ript.commands.collect_demos import EXPERT_SUITES, RecorderPool
+from lightning_ript.commands.collect_demos import EXPERT_SUITES, finished
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.libero import LiberoSpec
+from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.rollouts import EpisodeRequest
 from lightning_ript.types import Context, Task
 from measuring.workers import StagedContext
@@ -102,10 +103,10 @@ def _expert_scripts(
     scripts: dict[int, np.ndarray] = {}
     recorder = RecorderSpec(replace(spec, cameras=(), max_compiled=1))
     print("recording the scripted expert", file=sys.stderr, flush=True)
-    with RecorderPool(recorder, 1) as pool:
+    with EnvironmentPool(recorder, 1) as pool:
         for state in states:
-            pool.record(0, state)
-            ((_, episode),) = pool.finished()
+            pool.ask(0, "record", state)
+            ((_, episode),) = finished(pool)
             if episode is not None:
                 scripts[state.index] = episode.actions
             if len(scripts) == needed:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from lightning_ript.envs.libero import LiberoSpec
+from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.rollouts import EpisodeRequest, run_episodes
 from lightning_ript.types import Task
 from measuring.policy import TimedPolicy
 from measuring.processes import processor_seconds, tree_memory_mib
 from measuring.reference import NO_OP, KeptReference, Reference, make_vector, observations
-from measuring.workers import StagedContext, TimedPool
+from measuring.workers import StagedContext, TimedSpec, ask_all
 
 
 @dataclass(frozen=True)
@@ -211,11 +212,11 @@ class Ours(Variant):
 
     def __init__(self, spec: LiberoSpec, task: Task, workers: int) -> None:
         super().__init__(spec, task, workers)
-        self._pool = TimedPool(spec, workers)
+        self._pool = EnvironmentPool(TimedSpec(spec), workers)
 
     def warm_up(self, start: StagedContext) -> None:
         """Starts the workers, and compiles the task in each."""
-        self._pool.ask("reset", start)
+        ask_all(self._pool, "reset", start)
         self.pids = [process.pid for process in self._pool.processes]
 
     def run(self, policy: TimedPolicy, episodes: Sequence[EpisodeRequest]) -> list[Outcome]:
@@ -225,7 +226,7 @@ class Ours(Variant):
 
     def readings(self) -> list[dict[str, float]]:
         """See `Variant`."""
-        return self._pool.ask("reading")
+        return ask_all(self._pool, "reading")
 
     def close(self) -> None:
         """See `Variant`."""

@@ -51,6 +51,7 @@ class TimedSpec:
     libero: LiberoSpec
 
     least_workers: ClassVar[int] = 1
+    episodes_per_worker: ClassVar[int] = 1
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """As the environment's."""
@@ -71,11 +72,11 @@ class TimedEnvironment:
         self._context: StagedContext | None = None
         self._step = 0
 
-    def reset(self, context: StagedContext, record: bool = False) -> Observation:
+    def reset(self, context: StagedContext, film: bool = False) -> Observation:
         """See `Environment.reset`."""
         self._context, self._step = context, 0
         with self._clock.part("reset"):
-            return self._environment.reset(context, record)
+            return self._environment.reset(context, film)
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """See `Environment.step_chunk`."""
@@ -134,24 +135,18 @@ class TimedEnvironment:
         self._environment.close()
 
 
-class TimedPool(EnvironmentPool):
-    """A pool of `TimedEnvironment`s."""
+def ask_all(pool: EnvironmentPool, method: str, *arguments: object) -> list:
+    """Calls a method in every slot; returns the answers in the order of the slots.
 
-    def __init__(self, spec: LiberoSpec, num_workers: int) -> None:
-        super().__init__(TimedSpec(spec), num_workers)  # type: ignore[arg-type]
-
-    def ask(self, method: str, *arguments: object) -> list:
-        """Calls a method in every slot; returns the answers in the order of the slots.
-
-        Raises:
-            WorkerError: If a simulator failed.
-        """
-        for slot in self.slots:
-            self._request(slot, method, *arguments)
-        answers: dict[int, object] = {}
-        while len(answers) < len(self.slots):
-            answers.update(self.wait())
-        for answer in answers.values():
-            if isinstance(answer, WorkerError):
-                raise answer
-        return [answers[slot] for slot in self.slots]
+    Raises:
+        WorkerError: If a simulator failed.
+    """
+    for slot in pool.slots:
+        pool.ask(slot, method, *arguments)
+    answers: dict[int, object] = {}
+    while len(answers) < len(pool.slots):
+        answers.update(pool.wait())
+    for answer in answers.values():
+        if isinstance(answer, WorkerError):
+            raise answer
+    return [answers[slot] for slot in pool.slots]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from tqdm import tqdm
@@ -42,29 +41,6 @@ class Collected:
     file: Path
     demonstrations: int
     failures: int
-
-
-class RecorderPool(EnvironmentPool):
-    """Recorders in worker processes."""
-
-    def __init__(self, spec: RecorderSpec, num_workers: int) -> None:
-        super().__init__(spec, num_workers)  # type: ignore[arg-type]  # workers only call `make`
-
-    def record(self, slot: int, context: Context) -> None:
-        """Asks a slot for an episode; `finished` returns it."""
-        self._request(slot, "record", context)
-
-    def finished(self) -> list[tuple[int, RecordedEpisode | None]]:
-        """Blocks until a slot is done; the failed episodes are None.
-
-        Raises:
-            WorkerError: If a simulator failed. What was written stays, and a new run goes on.
-        """
-        answers = self.wait()
-        for _, answer in answers:
-            if isinstance(answer, WorkerError):
-                raise answer
-        return cast("list[tuple[int, RecordedEpisode | None]]", answers)
 
 
 def collect_demos(
@@ -148,7 +124,7 @@ def collect_demos(
     failures = [0] * len(writers)
     missing = sum(max(0, demos - writer.count) for writer in writers)
     if missing:
-        pool = RecorderPool(RecorderSpec(libero, noise), min(workers, missing))
+        pool = EnvironmentPool(RecorderSpec(libero, noise), min(workers, missing))
         wanted = demos * len(writers)
         bar = progress_bar(
             total=wanted, initial=wanted - missing, desc="demonstrations", unit="demo"
@@ -168,8 +144,21 @@ def attempt_context(task: Task, seed: int, attempt: int) -> Context:
     return Context(task, attempt, seed=int(sequence.generate_state(1)[0]))
 
 
+def finished(pool: EnvironmentPool) -> list[tuple[int, RecordedEpisode | None]]:
+    """Blocks until a recorder is done; the failed episodes are None.
+
+    Raises:
+        WorkerError: If a simulator failed. What was written stays, and a new run goes on.
+    """
+    answers = pool.wait()
+    for _, answer in answers:
+        if isinstance(answer, WorkerError):
+            raise answer
+    return answers
+
+
 def _collect_task(
-    writer: DemonstrationWriter, demos: int, seed: int, pool: RecorderPool, bar: tqdm
+    writer: DemonstrationWriter, demos: int, seed: int, pool: EnvironmentPool, bar: tqdm
 ) -> int:
     """Fills a task's file; returns the number of failed attempts.
 
@@ -185,10 +174,10 @@ def _collect_task(
         hopeful = sum(episode is not None for episode in done.values()) + len(running)
         while idle and writer.count + hopeful < demos:
             slot = idle.pop()
-            pool.record(slot, attempt_context(writer.task, seed, attempt))
+            pool.ask(slot, "record", attempt_context(writer.task, seed, attempt))
             running[slot] = attempt
             attempt, hopeful = attempt + 1, hopeful + 1
-        for slot, episode in pool.finished():
+        for slot, episode in finished(pool):
             done[running.pop(slot)] = episode
             idle.append(slot)
         while (number := min(done, default=None)) is not None and (

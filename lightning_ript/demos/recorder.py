@@ -26,6 +26,7 @@ class RecorderSpec:
     noise: float = 0.0
 
     least_workers: ClassVar[int] = 1
+    episodes_per_worker: ClassVar[int] = 1
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """As the environment's."""

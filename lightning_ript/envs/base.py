@@ -51,6 +51,42 @@ class Environment(Protocol):
         """Frees the simulator."""
 
 
+class BatchedEnvironment(Protocol):
+    """A simulator of several episodes at once, for specifications with `episodes_per_worker` > 1.
+
+    Episodes have numbers from 0 on; each call is about those that `indices` names, in that order.
+    """
+
+    def reset(
+        self, indices: list[int], contexts: list[Context], films: list[bool]
+    ) -> list[Observation]:
+        """As `Environment.reset`, for each of these episodes."""
+
+    def step_chunk(self, indices: list[int], actions: list[np.ndarray]) -> list[ChunkResult]:
+        """As `Environment.step_chunk`: chunks may differ in length, and each ends on its own."""
+
+    def close(self) -> None:
+        """Frees the simulator."""
+
+
+class WorkerSpec(Protocol):
+    """What `EnvironmentPool` can host: something to build and then to ask for things; picklable."""
+
+    @property
+    def least_workers(self) -> int:
+        """1 where it cannot run in the main process."""
+
+    @property
+    def episodes_per_worker(self) -> int:
+        """Episodes that one simulator runs at once, from 1 on."""
+
+    def worker_variables(self, device: int) -> dict[str, str]:
+        """Environment variables of the workers of a rank, which draw on this GPU."""
+
+    def make(self) -> Any:
+        """Builds it; called inside the worker."""
+
+
 class EnvironmentSpec(ABC):
     """Everything needed to build an environment in another process, and what it is like; picklable.
 
@@ -63,6 +99,10 @@ class EnvironmentSpec(ABC):
 
     least_workers: ClassVar[int] = 0
     """1 where it cannot run in the main process: drawing by software GL crashes beside torch."""
+
+    episodes_per_worker: int = 1
+    """Episodes that one process simulates at once; with more than 1, `make` builds a
+    `BatchedEnvironment`."""
 
     packages: ClassVar[tuple[str, ...]] = ()
     """Installed distributions, beside the project's own, whose version a result depends on."""
@@ -132,7 +172,7 @@ class EnvironmentSpec(ABC):
         return {}
 
     @abstractmethod
-    def make(self) -> Environment:
+    def make(self) -> Environment | BatchedEnvironment:
         """Builds the environment; called inside the worker."""
 
 

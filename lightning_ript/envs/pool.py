@@ -1,4 +1,4 @@
-"""Environments in worker processes, each a slot that runs one episode at a time."""
+"""Simulators in worker processes, each with slots that run one episode at a time."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from lightning_ript.envs.base import Environment, EnvironmentSpec, WorkerError
+from lightning_ript.envs.base import WorkerError, WorkerSpec
 from lightning_ript.envs.channel import Channel, shared_file
-from lightning_ript.types import ChunkResult, Context, Observation
+from lightning_ript.envs.requests import Request, answer_together
+from lightning_ript.types import Context
 
 log = logging.getLogger(__name__)
 
-Answer = Observation | ChunkResult | WorkerError
-
 _EXIT_SECONDS = 10.0
 _LOCAL_SLOTS = 32  # Without workers, many slots make inference batches of a useful size.
+_BEGINS = "reset"  # The one request that needs nothing of what its slot has done before.
 
 
 @dataclass
@@ -38,15 +39,17 @@ class _Worker:
         channel: How to talk to it.
         deadline: When the request under way counts as hung, in monotonic seconds.
         starting: Whether it has not answered anything yet; imports and compiling take long.
+        asked: The slots whose requests are under way.
     """
 
     process: subprocess.Popen[bytes]
     channel: Channel
     deadline: float = float("inf")
     starting: bool = True
+    asked: list[int] = field(default_factory=list)
 
 
-def check_workers(spec: EnvironmentSpec, num_workers: int) -> None:
+def check_workers(spec: WorkerSpec, num_workers: int) -> None:
     """Refuses fewer worker processes than an environment needs.
 
     Raises:
@@ -62,16 +65,20 @@ def check_workers(spec: EnvironmentSpec, num_workers: int) -> None:
 
 
 class EnvironmentPool:
-    """Runs environments side by side; requests are sent at once and answered in any order.
+    """Runs simulators side by side; requests are sent at once and answered in any order.
 
-    A worker starts when its slot is first asked for something, no more of them at a time than there
-    are cores. One that raises, dies or hangs is ended, and its slot answers with the `WorkerError`;
-    asked again, the slot gets a new worker.
+    A worker starts when one of its slots is first asked for something, no more of them at a time
+    than there are cores. One that raises, dies or hangs is ended, and its slots answer with the
+    `WorkerError`; asked again, they get a new worker.
+
+    Where a specification says that one process simulates several episodes (`episodes_per_worker`),
+    a worker has as many slots. What they are asked for until `wait` is simulated together, and they
+    fail together.
 
     Args:
-        spec: What to build in every slot.
-        num_workers: Worker processes, one slot each; 0 runs all environments in this process, for
-            those that are cheap and need no GL.
+        spec: What to build in every worker.
+        num_workers: Worker processes; 0 runs everything in this process, for simulators that are
+            cheap and need no GL.
         hang_seconds: A request that takes longer has hung.
         device: Number of the GPU that this rank's simulators draw on, among those it may use.
 
@@ -82,7 +89,7 @@ class EnvironmentPool:
 
     def __init__(
         self,
-        spec: EnvironmentSpec,
+        spec: WorkerSpec,
         num_workers: int,
         hang_seconds: float = 600.0,
         device: int = 0,
@@ -92,13 +99,17 @@ class EnvironmentPool:
             raise ValueError(f"hang_seconds is {hang_seconds}, but must be positive.")
         self._spec = spec
         self._hang_seconds = hang_seconds
-        self._local: list[Environment] = (
-            [] if num_workers else [spec.make() for _ in range(_LOCAL_SLOTS)]
-        )
-        self._answered: list[tuple[int, Answer]] = []
+        self._per_worker = spec.episodes_per_worker
+        local = 1 if self._per_worker > 1 else _LOCAL_SLOTS
+        self._local: list[Any] = [] if num_workers else [spec.make() for _ in range(local)]
         self._workers: list[_Worker | None] = [None] * num_workers
-        self._unsent: deque[tuple[int, tuple]] = deque()  # requests to workers still to be started
+        self._slots = range(self._per_worker * (len(self._local) or num_workers))
+        self._answered: list[tuple[int, Any]] = []
+        # Of each worker or local simulator, what it has not been told yet.
+        self._unsent: list[list[Request]] = [[] for _ in self._workers or self._local]
+        self._waiting_to_start: deque[int] = deque()
         self._busy: set[int] = set()
+        self._lost: set[int] = set()  # slots whose episode went with a worker that another failed
         self._starting_at_once = len(os.sched_getaffinity(0)) if num_workers else 0
         # One thread a worker: the parallelism is over workers, and software GL would otherwise
         # start a thread per core in each of them.
@@ -112,7 +123,7 @@ class EnvironmentPool:
     @property
     def slots(self) -> Sequence[int]:
         """The slots an episode can run in."""
-        return range(len(self._local) or len(self._workers))
+        return self._slots
 
     @property
     def processes(self) -> list[subprocess.Popen[bytes]]:
@@ -121,30 +132,70 @@ class EnvironmentPool:
 
     def reset(self, slot: int, context: Context, film: bool = False) -> None:
         """Asks a slot to start an episode; `wait` returns its first observation."""
-        self._request(slot, "reset", context, film)
+        self.ask(slot, _BEGINS, context, film)
 
     def step_chunk(self, slot: int, actions: np.ndarray) -> None:
         """Asks a slot to execute actions (n, action_dim); `wait` returns the `ChunkResult`."""
-        self._request(slot, "step_chunk", actions)
+        self.ask(slot, "step_chunk", actions)
 
-    def _request(self, slot: int, method: str, *arguments: object) -> None:
+    def ask(self, slot: int, method: str, *arguments: object) -> None:
+        """Asks a slot's simulator to call a method; `wait` returns what it returns.
+
+        Args:
+            slot: A slot that has answered everything before.
+            method: Name of the method.
+            arguments: What to call it with, by position; picklable.
+
+        Raises:
+            RuntimeError: If the slot has not answered yet.
+        """
         if slot in self._busy:
             raise RuntimeError(f"slot {slot} was asked to {method} before it had answered.")
-        if self._local:
-            self._answered.append((slot, getattr(self._local[slot], method)(*arguments)))
-        elif self._workers[slot] is None:
-            self._unsent.append((slot, (method, *arguments)))
-            self._start_workers()
-        else:
-            self._send(slot, (method, *arguments))
         self._busy.add(slot)
+        if slot in self._lost:
+            self._lost.discard(slot)
+            if method != _BEGINS:
+                message = f"the episode of slot {slot} ended with its simulator process"
+                self._answered.append((slot, WorkerError(message, "(see the other slots)")))
+                return
+        number, index = divmod(slot, self._per_worker)
+        self._unsent[number].append(Request(index, method, arguments))
+        if self._per_worker == 1:  # nothing to wait for
+            self._send_requests(number)
+
+    def _send_requests(self, number: int) -> None:
+        """Sends what a worker has been asked for, if it is there and has nothing else to do."""
+        if not self._unsent[number]:
+            return
+        if self._local:
+            requests, self._unsent[number] = self._unsent[number], []
+            slots = self._slots_of(number, requests)
+            try:
+                answers = self._answer_here(self._local[number], requests)
+            except BaseException:
+                self._busy.difference_update(slots)  # there is nothing to wait for
+                raise
+            self._answered += zip(slots, answers, strict=True)
+            return
+        worker = self._workers[number]
+        if worker is None:
+            if number not in self._waiting_to_start:
+                self._waiting_to_start.append(number)
+            self._start_workers()
+        elif not worker.asked:
+            self._send(number, worker, first=False)
+
+    def _answer_here(self, simulator: Any, requests: list[Request]) -> list[Any]:
+        if self._per_worker > 1:
+            return answer_together(simulator, requests)
+        return [getattr(simulator, each.method)(*each.arguments) for each in requests]
 
     def _start_workers(self) -> None:
         starting = sum(worker is not None and worker.starting for worker in self._workers)
-        while self._unsent and starting < self._starting_at_once:
-            slot, request = self._unsent.popleft()
-            self._workers[slot] = self._start()
-            self._send(slot, (self._spec, request))
+        while self._waiting_to_start and starting < self._starting_at_once:
+            number = self._waiting_to_start.popleft()
+            worker = self._workers[number] = self._start()
+            self._send(number, worker, first=True)
             starting += 1
 
     def _start(self) -> _Worker:
@@ -158,53 +209,87 @@ class EnvironmentPool:
         theirs.close()
         return _Worker(process, Channel(ours, memory))
 
-    def _send(self, slot: int, message: object) -> None:
-        worker = self._workers[slot]
-        assert worker is not None
+    def _send(self, number: int, worker: _Worker, first: bool) -> None:
+        requests, self._unsent[number] = self._unsent[number], []
+        worker.asked = self._slots_of(number, requests)
+        message = requests if self._per_worker > 1 else requests[0]
         # If it is gone, `wait` finds out what it had to say before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            worker.channel.send(message)
+            worker.channel.send((self._spec, message) if first else message)
         worker.deadline = time.monotonic() + self._hang_seconds
 
-    def wait(self) -> list[tuple[int, Answer]]:
-        """Blocks until a slot has answered or failed; returns every answer there is."""
+    def _slots_of(self, number: int, requests: list[Request]) -> list[int]:
+        return [number * self._per_worker + request.index for request in requests]
+
+    def wait(self) -> list[tuple[int, Any]]:
+        """Blocks until a slot has answered or failed; returns every answer there is.
+
+        Returns:
+            Slots, and what their methods returned or the `WorkerError` that kept them from it.
+        """
+        for number in range(len(self._unsent)):
+            self._send_requests(number)
         answers, self._answered = self._answered, []
-        if not self._local:
-            waiting = {slot: w for slot in self._busy if (w := self._workers[slot]) is not None}
-            first = min((w.deadline for w in waiting.values()), default=time.monotonic())
+        waiting = {n: w for n, w in enumerate(self._workers) if w is not None and w.asked}
+        if waiting:
+            first = min(worker.deadline for worker in waiting.values())
+            patience = 0.0 if answers else max(0.0, first - time.monotonic())
             connections = [worker.channel.connection for worker in waiting.values()]
-            ready = wait(connections, max(0.0, first - time.monotonic()))
+            ready = wait(connections, patience)
             now = time.monotonic()
-            for slot, worker in waiting.items():
+            for number, worker in waiting.items():
                 if worker.channel.connection in ready:
-                    answers.append((slot, self._receive(slot, worker)))
+                    answers += self._receive(number, worker)
                 elif now >= worker.deadline:
-                    answers.append((slot, self._hung(slot, worker)))
+                    answers += self._hung(number, worker)
             self._start_workers()
         self._busy.difference_update(slot for slot, _ in answers)
         return sorted(answers, key=lambda answer: answer[0])
 
-    def _receive(self, slot: int, worker: _Worker) -> Answer:
+    def _receive(self, number: int, worker: _Worker) -> list[tuple[int, Any]]:
         try:
             answer = worker.channel.receive()
         except (EOFError, ConnectionResetError):
-            code = self._end(slot, worker)
-            return WorkerError(f"simulator process {slot} died with exit code {code}", "(nothing)")
+            code = self._end(number, worker)
+            answer = WorkerError(
+                f"simulator process {number} died with exit code {code}", "(nothing)"
+            )
+            return self._failed(number, worker, answer)
         worker.starting = False
         if isinstance(answer, WorkerError):
-            self._end(slot, worker)
-        return answer
+            self._end(number, worker)
+            return self._failed(number, worker, answer)
+        slots, worker.asked = worker.asked, []
+        return list(zip(slots, answer if self._per_worker > 1 else [answer], strict=True))
 
-    def _hung(self, slot: int, worker: _Worker) -> WorkerError:
+    def _hung(self, number: int, worker: _Worker) -> list[tuple[int, Any]]:
         worker.process.kill()
-        self._end(slot, worker)
-        return WorkerError(
-            f"simulator process {slot} did not answer for {self._hang_seconds:g} s", "(nothing)"
+        self._end(number, worker)
+        error = WorkerError(
+            f"simulator process {number} did not answer for {self._hang_seconds:g} s", "(nothing)"
         )
+        return self._failed(number, worker, error)
 
-    def _end(self, slot: int, worker: _Worker) -> int:
-        """Ends a worker; its slot gets a new one when it is next asked."""
-        self._workers[slot] = None
+    def _failed(
+        self, number: int, worker: _Worker, error: WorkerError
+    ) -> list[tuple[int, WorkerError]]:
+        """The answers of the slots that a worker has taken down with it.
+
+        Those that were to begin an episode next can still do so in a new worker; those that are not
+        asked for anything now are told when they next are.
+        """
+        first = number * self._per_worker
+        unsent = self._unsent[number]
+        begins = [request for request in unsent if request.method == _BEGINS]
+        failed = worker.asked + self._slots_of(number, [r for r in unsent if r not in begins])
+        self._unsent[number] = begins
+        idle = set(range(first, first + self._per_worker)) - self._busy
+        self._lost |= idle
+        return [(slot, error) for slot in failed]
+
+    def _end(self, number: int, worker: _Worker) -> int:
+        """Ends a worker; its slots get a new one when they are next asked."""
+        self._workers[number] = None
         worker.channel.close()
         try:
             return worker.process.wait(_EXIT_SECONDS)
@@ -214,8 +299,10 @@ class EnvironmentPool:
 
     def drain(self) -> None:
         """Waits for the slots that still work and drops their answers, to abandon episodes."""
-        self._busy.difference_update(slot for slot, _ in self._unsent)
-        self._unsent.clear()
+        for number, requests in enumerate(self._unsent):
+            self._busy.difference_update(self._slots_of(number, requests))
+            requests.clear()
+        self._waiting_to_start.clear()
         while self._busy:
             for _, answer in self.wait():
                 if isinstance(answer, WorkerError):
@@ -223,15 +310,15 @@ class EnvironmentPool:
 
     def close(self) -> None:
         """Ends all workers."""
-        for environment in self._local:
-            environment.close()
-        workers = {slot: w for slot, w in enumerate(self._workers) if w is not None}
+        for simulator in self._local:
+            simulator.close()
+        workers = {number: w for number, w in enumerate(self._workers) if w is not None}
         for worker in workers.values():
             worker.channel.close()  # all at once, so that they end side by side
-        for slot, worker in workers.items():
-            self._end(slot, worker)
-        self._workers, self._busy, self._local = [], set(), []
-        self._unsent.clear()
+        for number, worker in workers.items():
+            self._end(number, worker)
+        self._workers, self._local, self._unsent, self._busy = [], [], [], set()
+        self._waiting_to_start.clear()
 
     def __enter__(self) -> EnvironmentPool:
         return self

@@ -11,24 +11,29 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
-from lightning_ript.envs.base import Environment, WorkerError
+from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.channel import Channel
+from lightning_ript.envs.requests import Request, answer_together
 
 
 def serve(channel: Channel) -> None:
-    """Answers messages about one environment until the parent hangs up.
+    """Answers messages about one simulator until the parent hangs up.
 
-    The first is `(spec, request)`, the others are requests: `(method, *arguments)`.
+    The first is `(spec, message)`. A message is a `Request`, or a list of them where several
+    episodes are simulated together; its answer has the same form.
     """
-    environment: Environment | None = None
+    environment: Any = None
     try:
-        spec, request = channel.receive()
+        spec, message = channel.receive()
         environment = spec.make()
         while True:
-            method, *arguments = request
-            channel.send(getattr(environment, method)(*arguments))
-            request = channel.receive()
+            if isinstance(message, Request):
+                channel.send(getattr(environment, message.method)(*message.arguments))
+            else:
+                channel.send(answer_together(environment, message))
+            message = channel.receive()
     except (EOFError, ConnectionError):
         return  # The parent has closed the pool, or is gone.
     except Exception as error:
