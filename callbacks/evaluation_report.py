@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,16 +16,15 @@ from lightning_ript.reports.evaluation_table import evaluation_table
 from lightning_ript.storage.evaluation_result import EvaluationResult
 from lightning_ript.storage.run_directory import evaluation_path
 
-_PACKAGES = ("lightning-ript", "torch", "lightning", "hf-libero", "robosuite", "mujoco", "numpy")
+_PACKAGES = ("lightning-ript", "torch", "lightning", "numpy")
 
 
 class EvaluationReport(Callback):
     """After each evaluation, shows its table and writes `<run_dir>/evaluation/<name>.json`.
 
     The run directory is `trainer.default_root_dir`. The JSON also tells what was evaluated:
-    checkpoint, seed, whether actions were sampled, environment (with LIBERO, where the assets came
-    from and whether they are the project's stand-ins) and the versions of the packages that numbers
-    depend on.
+    checkpoint, seed, whether actions were sampled, the environment as it describes itself, with its
+    caveats, and the versions of the packages that numbers depend on.
 
     Args:
         name: Name of an evaluation by `validate`; by default that of the checkpoint, or `validate`
@@ -81,14 +78,14 @@ def evaluation_name(trainer: L.Trainer, name: str | None) -> str:
 
 
 def _shown(result: EvaluationResult) -> str:
-    if result.metadata["environment"].get("standin_assets"):
-        return f"{evaluation_table(result)}\nSTAND-IN ASSETS: not comparable with the benchmark."
-    return evaluation_table(result)
+    return "\n".join([evaluation_table(result), *result.caveats])
 
 
 def _metadata(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
     fitting = trainer.state.fn == "fit"
     seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything keeps it
+    environment = getattr(_datamodule(trainer), "environment", None)
+    packages = (*_PACKAGES, *(() if environment is None else environment.packages))
     policy_checkpoint = getattr(getattr(pl_module, "policy", None), "checkpoint", None)
     return {
         # During `fit`, ckpt_path is where the run was resumed from, not what is evaluated.
@@ -98,31 +95,14 @@ def _metadata(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "seed": None if seed is None else int(seed),
         "datamodule_seed": getattr(_datamodule(trainer), "seed", None),
         "sampled_actions": getattr(_datamodule(trainer), "eval_sampling", None),
-        "environment": describe_environment(getattr(_datamodule(trainer), "environment", None)),
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "environment": {} if environment is None else environment.describe(),
+        "versions": {package: _version(package) for package in packages},
     }
 
 
 def _datamodule(trainer: L.Trainer) -> L.LightningDataModule | None:
     # Lightning sets the attribute only when a data module was given.
     return getattr(trainer, "datamodule", None)
-
-
-def describe_environment(spec: Any) -> dict[str, Any]:
-    """An environment's settings in JSON's types, with LIBERO also where its assets come from.
-
-    Args:
-        spec: The `EnvironmentSpec`; None describes nothing.
-    """
-    if spec is None:
-        return {}
-    described: dict[str, Any] = {"class": type(spec).__name__}
-    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-        # Through JSON, so that the numbers of a result read back equal those written.
-        described |= json.loads(json.dumps(dataclasses.asdict(spec), default=str))
-    if (assets := getattr(spec, "found_assets", None)) is not None:  # LIBERO
-        described |= {"assets_source": assets.source, "standin_assets": assets.standin}
-    return described
 
 
 def _version(package: str) -> str | None:

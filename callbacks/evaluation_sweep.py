@@ -8,7 +8,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_ript.callbacks.evaluation_report import describe_environment
 from lightning_ript.console.progress import progress_bar
 from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.base import EnvironmentSpec
@@ -158,7 +157,7 @@ class EvaluationSweep(Callback):
             metric.update(metric.tasks.index(rollout.context.task), rollout.success, rollout.steps)
         metadata: dict[str, Any] = {
             "sampled_actions": datamodule.eval_sampling,
-            "environment": describe_environment(environment),
+            "environment": environment.describe(),
         }
         return metric.compute()._replace(metadata=metadata)
 

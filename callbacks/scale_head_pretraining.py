@@ -60,10 +60,10 @@ class ScaleHeadPretraining(Callback):
                 f"ScaleHeadPretraining has epochs {epochs}, lr {lr} and cache_gib {cache_gib}: "
                 "set them to 1 or more, above 0, and 0 or more."
             )
-        if data.block_size != CHUNK or data.only_actions or set(STATE) - set(data.lowdim):
+        if data.block_size != CHUNK or data.only_actions or set(STATE) - set(data.lowdim or ()):
             raise ValueError(
                 f"ScaleHeadPretraining.data has block_size {data.block_size}, only_actions "
-                f"{data.only_actions} and lowdim {list(data.lowdim)}: set them to {CHUNK}, false "
+                f"{data.only_actions} and lowdim {data.lowdim}: set them to {CHUNK}, false "
                 f"and {list(STATE)}."
             )
         self.data, self.epochs, self.lr = data, epochs, lr

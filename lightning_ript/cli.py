@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from zipfile import is_zipfile
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -63,6 +66,19 @@ class RIPTCLI(LightningCLI):
         if settings.ckpt_path not in (None, "best", "last"):
             command = self.config.subcommand
             settings.ckpt_path = check_checkpoint(settings.ckpt_path, "--ckpt_path", command)
+
+    def before_instantiate_classes(self) -> None:
+        """Fills in the policy's settings that follow from what environment or data show."""
+        settings = self._settings
+        policy = settings.model.get("init_args", Namespace()).get("policy")
+        data = settings.get("data")
+        if not isinstance(policy, Namespace) or not isinstance(data, Namespace):
+            return
+        spaces_of = getattr(resolve_name(data.class_path), "spaces_of", None)
+        spaces = spaces_of(data.init_args.as_dict()) if spaces_of is not None else None
+        if spaces is not None:
+            inferred = resolve_name(policy.class_path).settings_for(*spaces)
+            _fill_in(policy.init_args, inferred)
 
     @property
     def _settings(self) -> Any:
@@ -125,6 +141,16 @@ class RIPTCLI(LightningCLI):
                 "name a file."
             )
         return place
+
+
+def _fill_in(settings: Namespace, inferred: Mapping[str, Any]) -> None:
+    """Sets what is None, in nested settings too."""
+    for name, value in inferred.items():
+        present = settings.get(name)
+        if isinstance(present, Namespace) and isinstance(value, Mapping):
+            _fill_in(present, value)
+        elif present is None:
+            settings[name] = value
 
 
 def check_checkpoint(place: str, setting: str, command: str) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from argparse import ArgumentError
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from gymnasium import spaces
+from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -176,6 +179,25 @@ class RolloutDataModule(L.LightningDataModule):
         self._batches: Sized = ()
         self._pool: EnvironmentPool | None = None
 
+    @classmethod
+    def spaces_of(cls, settings: Mapping[str, Any]) -> tuple[spaces.Dict, spaces.Box] | None:
+        """The observation and action space of the environment that settings of this class name.
+
+        Args:
+            settings: As for `__init__`, with the environment as a config has it.
+
+        Returns:
+            None where the environment cannot be built, which whoever builds it will say.
+        """
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("environment", type=EnvironmentSpec)
+        try:
+            wanted = parser.parse_object({"environment": settings["environment"]})
+            environment = parser.instantiate_classes(wanted).environment
+        except (ArgumentError, KeyError, TypeError, ValueError):
+            return None
+        return environment.observation_space, environment.action_space
+
     @property
     def learner(self) -> Learner:
         """The module whose policy acts, and which learns from what it experiences.
@@ -240,6 +262,7 @@ class RolloutDataModule(L.LightningDataModule):
         """
         environment.check()
         check_workers(environment, self.num_workers)
+        self.learner.policy.check_spaces(environment.observation_space, environment.action_space)
 
     @property
     def pool(self) -> EnvironmentPool:

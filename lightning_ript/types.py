@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Observation = Mapping[str, np.ndarray]
-"""What a policy sees at a decision point. LIBERO's keys: `agentview_rgb`, `eye_in_hand_rgb`
-(H, W, 3) uint8, upside down as OpenGL gives them and LIBERO's HDF5 files hold them;
-`joint_states` (7,), `ee_pos` (3,), `ee_quat` (4, xyzw), `gripper_states` (2,) float32."""
+"""What a policy sees at a decision point: images (H, W, 3) uint8, upright, and proprioception
+(width,) float32, by the keys of the environment's `observation_space`."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import imageio_ffmpeg
@@ -16,6 +17,7 @@ from lightning_ript.callbacks.rollout_statistics import summary_line
 from lightning_ript.callbacks.rollout_video import Video, prepare_frame, surplus
 from lightning_ript.callbacks.run_report import draw_learning_curve
 from lightning_ript.commands.summary import report
+from lightning_ript.envs.toy import ToySpec
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.reports.evaluation_table import evaluation_table
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
@@ -48,7 +50,7 @@ class Episodes(L.LightningDataModule):
     """Gives three fixed evaluation rollouts: two of the first task, one of the second."""
 
     seed = 5
-    environment = SimpleNamespace()
+    environment = ToySpec()
     eval_sampling = False
 
     def __init__(self, frames: int = 0) -> None:
@@ -120,7 +122,8 @@ def test_evaluation_report_shows_and_writes(tmp_path, caplog):
     # Some builds call themselves more than their package does (2.14.1+cu130).
     assert torch.__version__.startswith(metadata["versions"]["torch"])
     assert metadata["checkpoint"] is None
-    assert metadata["environment"] == {"class": "SimpleNamespace"}
+    assert metadata["environment"] == ToySpec().describe()
+    assert metadata["environment"]["class"] == "ToySpec"
 
 
 def test_evaluation_report_names_the_checkpoint(tmp_path):
@@ -135,19 +138,27 @@ def test_evaluation_report_names_the_checkpoint(tmp_path):
     assert result.metadata["checkpoint"] == str(path)
 
 
-@pytest.mark.parametrize("standin", [True, False])
-def test_evaluation_report_says_whether_assets_are_standins(tmp_path, caplog, standin):
+@dataclass(frozen=True)
+class DoubtfulSpec(ToySpec):
+    """Has something to say of its results, and a package that they depend on."""
+
+    packages = ("h5py", "not-installed")
+
+    def caveats(self):
+        return ("The points are drawn too large.",)
+
+
+def test_evaluation_report_tells_what_the_environment_says_of_itself(tmp_path, caplog):
     data = Episodes()
-    data.environment = SimpleNamespace(
-        found_assets=SimpleNamespace(source="a test", standin=standin)
-    )
+    data.environment = DoubtfulSpec()
     with caplog.at_level(logging.INFO):
         make_trainer(tmp_path, EvaluationReport()).validate(Counter(), data, verbose=False)
-    environment = EvaluationResult.read(evaluation_path(tmp_path, "validate")).metadata[
-        "environment"
-    ]
-    assert (environment["assets_source"], environment["standin_assets"]) == ("a test", standin)
-    assert ("STAND-IN ASSETS" in caplog.text) is standin
+    result = EvaluationResult.read(evaluation_path(tmp_path, "validate"))
+    assert result.caveats == ("The points are drawn too large.",)
+    assert "The points are drawn too large." in caplog.text
+    assert result.metadata["versions"].keys() >= {"torch", "h5py"}
+    assert result.metadata["versions"]["not-installed"] is None
+    assert "mujoco" not in result.metadata["versions"]
 
 
 def test_reports_refuse_a_module_without_counts(tmp_path):
@@ -302,7 +313,7 @@ def test_videos_are_upright_enlarged_and_bordered(tmp_path):
     # 12 x 16 pixels times 4, and a border of 2 all round.
     assert success.shape == failure.shape == (7, 52, 68, 3)
     inside = success[3, 2:-2, 2:-2].astype(int)
-    assert inside[-3].mean() > 200  # the floor, now below
+    assert inside[2].mean() > 200  # the first row stays above
     assert inside[:40].mean() < 30
     red, green, _ = success[3, 0].mean(axis=0)
     assert green > 2 * red
@@ -339,10 +350,9 @@ def test_surplus_videos_are_successes_then_late_states():
 
 def test_frames_get_even_sides():
     frame = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    prepared = prepare_frame(frame, 5, (1, 2, 3), flip=False)
+    prepared = prepare_frame(frame, 5, (1, 2, 3))
     assert prepared.shape == (10, 12, 3)
     np.testing.assert_array_equal(prepared[2:7, 2:9], frame)
-    np.testing.assert_array_equal(prepare_frame(frame, 5, (1, 2, 3), True)[2:7, 2:9], frame[::-1])
 
 
 def test_video_refuses_nonsense():
@@ -386,7 +396,7 @@ def test_report_gives_both_rates_and_says_where_things_are(tmp_path, capsys):
     assert math.isclose(summary["after"]["success_rate"], 0.94)
 
 
-def test_report_admits_standins_and_what_was_not_made(tmp_path):
+def test_report_admits_caveats_and_what_was_not_made(tmp_path):
     paths = [write_evaluation(tmp_path, name, 20, standin=True) for name in ("before", "after")]
     report(*paths, str(tmp_path))
     text = (tmp_path / "summary.md").read_text()
@@ -399,7 +409,7 @@ def test_report_refuses_what_cannot_be_compared(tmp_path):
     before = write_evaluation(tmp_path, "before", 20)
     with pytest.raises(ValueError, match="not of the same test"):
         report(before, write_evaluation(tmp_path, "short", 10, episodes=20), str(tmp_path))
-    with pytest.raises(ValueError, match="used stand-in assets"):
+    with pytest.raises(ValueError, match="have different caveats"):
         report(before, write_evaluation(tmp_path, "boxes", 20, standin=True), str(tmp_path))
     with pytest.raises(ValueError, match="`after` has no episodes"):
         report(before, write_evaluation(tmp_path, "none", 0, episodes=0), str(tmp_path))

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from test_hdf5 import episode
 
+from lightning_ript.commands import collect_demos as collect
 from lightning_ript.commands.check_data import inspect_folder
 from lightning_ript.commands.collect_demos import attempt_context, collect_demos
-from lightning_ript.commands import collect_demos as collect
 from lightning_ript.demos.find_files import find_files
 from lightning_ript.demos.hdf5 import RecordedEpisode, read_demonstrations
 from lightning_ript.demos.recorder import RecorderSpec

@@ -167,7 +167,7 @@ def test_what_is_missing_or_broken(study, capsys):
     [
         ({"episodes": 40}, r"tasks or episodes: {'lift': 50} against {'lift': 40}"),
         ({"task": "push"}, "tasks or episodes"),
-        ({"standin": True}, "stand-in assets: False against True"),
+        ({"standin": True}, r"caveats: \(\) against \('Stand-in assets"),
         ({"sampled": False}, "sampled actions: True against False"),
     ],
 )

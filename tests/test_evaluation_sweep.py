@@ -79,7 +79,7 @@ def test_there_is_a_row_per_iteration_environment_seed_and_task(swept):
         assert row["episodes"] == str(STATES)
         interval = float(row["interval_low"]), float(row["interval_high"])
         assert interval == wilson_interval(int(row["successes"]), STATES)
-        assert (row["sampled_actions"], row["standin_assets"]) == ("True", "False")
+        assert (row["sampled_actions"], row["caveats"]) == ("True", "")
 
 
 def test_on_the_runs_own_tasks_it_finds_what_validation_finds(swept):

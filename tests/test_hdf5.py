@@ -114,7 +114,8 @@ def test_reader_is_lazy_and_exact(tmp_path: Path) -> None:
     assert (first.name, first.num_samples, first.language) == ("demo_0", 5, TASK.language)
     source = episode(3)
     images = source.observations["agentview_rgb"]
-    np.testing.assert_array_equal(second.read("obs/agentview_rgb", 1, 3), images[1:3])
+    np.testing.assert_array_equal(second.read("obs/agentview_rgb", 1, 3), images[1:3, ::-1])
+    assert second.upside_down
     np.testing.assert_array_equal(second.read("actions"), source.actions)
     states = read_init_states(tmp_path / FILE)
     np.testing.assert_array_equal(states[1], source.init_state)

@@ -12,10 +12,10 @@ from lightning_ript.policies.openvla_oft.images import (
     CAMERAS,
     crop_centre,
     crops,
+    mirror,
     observation_crops,
     pixel_values,
     resize,
-    rotate,
 )
 from lightning_ript.policies.openvla_oft.jpeg import round_trip
 
@@ -53,8 +53,13 @@ def assert_same_image(ours, theirs, different):
     assert error.sum() <= different
 
 
+def upright(golden):
+    """The simulator's frame, which begins with the bottom row, as environments give it."""
+    return golden["raw"][None].flip(1)
+
+
 def test_resized_from_the_raw_frame(golden):
-    assert_same_image(resize(round_trip(rotate(golden["raw"][None]))), golden["resized"], 8)
+    assert_same_image(resize(round_trip(mirror(upright(golden)))), golden["resized"], 8)
 
 
 def test_cropped_from_resized(golden):
@@ -62,7 +67,7 @@ def test_cropped_from_resized(golden):
 
 
 def test_cropped_from_the_raw_frame(golden):
-    assert_same_image(crops(golden["raw"][None]), golden["cropped"], 16)
+    assert_same_image(crops(upright(golden)), golden["cropped"], 16)
 
 
 def test_pixel_values_from_cropped(golden):
@@ -71,7 +76,7 @@ def test_pixel_values_from_cropped(golden):
 
 
 def test_pixel_values_from_the_raw_frame(golden):
-    ours = pixel_values(crops(golden["raw"][None])[None])[0]
+    ours = pixel_values(crops(upright(golden))[None])[0]
     error = (ours - golden["pixel_values"]).abs()
     assert error.max() <= 0.018  # a grey level is 1 / 255 / 0.2236
     assert error.mean() < 2e-6
@@ -100,10 +105,10 @@ def test_observations_are_prepared_alone_as_in_a_batch(frames):
     assert torch.equal(images[0], crops(frames))
 
 
-def test_rotation_brings_the_bottom_right_corner_to_the_top_left():
+def test_left_and_right_are_exchanged():
     frame = torch.zeros(1, 256, 256, 3, dtype=torch.uint8)
-    frame[0, -1, -1] = torch.tensor([1, 2, 3])
-    assert rotate(frame)[0, :, 0, 0].tolist() == [1, 2, 3]
+    frame[0, 0, -1] = torch.tensor([1, 2, 3])
+    assert mirror(frame)[0, :, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_even_colours_pass_through():

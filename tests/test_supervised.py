@@ -94,8 +94,10 @@ def test_items_are_what_the_file_holds(demonstrations, in_memory):
     with h5py.File(demonstrations) as file:
         demo = file["data/demo_1"]
         item = training[20 + 3]
-        assert np.array_equal(item["images"]["agentview_rgb"], demo["obs/agentview_rgb"][3])
-        assert np.array_equal(item["images"]["eye_in_hand_rgb"], demo["obs/eye_in_hand_rgb"][3])
+        # The file holds them upside down.
+        seen = item["images"]
+        assert np.array_equal(seen["agentview_rgb"], demo["obs/agentview_rgb"][3][::-1])
+        assert np.array_equal(seen["eye_in_hand_rgb"], demo["obs/eye_in_hand_rgb"][3][::-1])
         for name in ("joint_states", "ee_pos", "gripper_states"):
             assert np.array_equal(item["lowdim"][name], demo["obs"][name][3].astype(np.float32))
         actions = demo["actions"][()].astype(np.float32)

@@ -82,7 +82,7 @@ def test_there_is_a_row_per_checkpoint_suite_seed_and_task(swept, checkpoints):
         assert float(row["success_rate"]) == successes / 5
         interval = float(row["interval_low"]), float(row["interval_high"])
         assert interval == wilson_interval(successes, 5)
-        assert (row["sampled_actions"], row["standin_assets"]) == ("True", "False")
+        assert (row["sampled_actions"], row["caveats"]) == ("True", "")
     # Neither suites nor seeds repeat each other.
     steps = {key: row["mean_steps"] for key, row in zip(keys, rows, strict=True)}
     assert len(set(steps.values())) > 8
@@ -227,7 +227,7 @@ def test_an_interrupted_sweep_repeats_one_cell_only(
     [
         (["--seeds=[0, 1]", "--data.eval_sampling=false"], "each would repeat the same episodes"),
         (["--seeds=[0, 0]"], "--seeds is [0, 0]: name at least one, and none twice"),
-        (["--suites=[near]"], "a setting `suite`, which ToySpec has not"),
+        (["--suites=[near]"], "ToySpec has no suites to choose from: leave --suites near out"),
         (["--ckpt_path=x.ckpt"], "x.ckpt, which does not exist"),
         (["--seed=[0]"], "--seed"),
         (["--data.environment.num_tasks=0"], "ToySpec.num_tasks is 0"),
@@ -291,10 +291,10 @@ def test_a_sweep_needs_rollouts(capsys, checkpoints, tmp_path):
 # -- table and chart -------------------------------------------------------------------------------
 
 
-def cell(checkpoint, seed, counts, suite="goal", standin=False, sampled=True):
+def cell(checkpoint, seed, counts, suite="goal", caveats=(), sampled=True):
     """A result from (task, successes, episodes, mean steps)."""
     tasks = tuple(TaskResult(task, "", n, k, steps) for task, k, n, steps in counts)
-    metadata = {"sampled_actions": sampled, "environment": {"standin_assets": standin}}
+    metadata = {"sampled_actions": sampled, "environment": {"caveats": list(caveats)}}
     return CellResult(checkpoint, suite, seed, EvaluationResult(tasks, metadata))
 
 
@@ -327,12 +327,12 @@ def test_the_summary_is_a_mean_over_seeds_with_a_pooled_interval():
     )
 
 
-def test_standins_are_admitted():
-    (row,) = summarize(rows(cell("x", 0, [("lift", 1, 2, 3.0)], standin=True)))
-    assert row["standin_assets"] is True
-    assert "STAND-IN ASSETS: not comparable" in summary_table([row])
-    figure = draw_tasks(rows(cell("x", 0, [("lift", 1, 2, 3.0)], standin=True)))
-    assert "STAND-IN ASSETS" in figure.axes[0].get_title(loc="left")
+def test_caveats_are_admitted():
+    doubtful = rows(cell("x", 0, [("lift", 1, 2, 3.0)], caveats=["Boxes.", "No light."]))
+    (row,) = summarize(doubtful)
+    assert row["caveats"] == "Boxes.; No light."
+    assert "Boxes.; No light." in summary_table([row])
+    assert draw_tasks(doubtful).get_supxlabel() == "Boxes.; No light."
 
 
 def test_progress_pools_what_is_done():

@@ -38,8 +38,8 @@ def compare(runs: Sequence[str], out: str) -> None:
     refuse_different_tests(arms)
     rows = [summarize(arm) for arm in arms]
     text = as_markdown(rows)
-    if any(run.standin_assets for arm in arms for run in arm.runs):
-        text += "\nStand-in assets: these numbers are not comparable with the benchmark.\n"
+    for caveat in dict.fromkeys(each for arm in arms for run in arm.runs for each in run.caveats):
+        text += f"\n{caveat}\n"
     with replacing(Path(out, "comparison.md")) as temporary:
         temporary.write_text(text, encoding="utf-8")
     write_csv(Path(out, "comparison.csv"), rows)
@@ -59,14 +59,14 @@ class Run:
         path: Its folder.
         history: The entries of `RunReport`.
         evaluations: By iterations of learning; 0 is the starting policy's, if it was evaluated.
-        standin_assets: Whether it was evaluated with stand-ins.
+        caveats: What its evaluations say of themselves.
         sampled_actions: Whether evaluations sampled; None if no `EvaluationReport` says so.
     """
 
     path: Path
     history: list[dict[str, Any]]
     evaluations: dict[int, EvaluationResult]
-    standin_assets: bool
+    caveats: tuple[str, ...]
     sampled_actions: bool | None
 
     @property
@@ -164,13 +164,13 @@ def read_run(folder: Path) -> Run:
         evaluations = {0: EvaluationResult.read(before), **evaluations}
     evaluations = {i: result for i, result in evaluations.items() if result.overall.episodes}
     reports = [*sorted(path.parent.glob("evaluation/epoch=*.json")), before]
-    how = [EvaluationResult.read(report).metadata for report in reports if report.is_file()]
+    how = [EvaluationResult.read(report) for report in reports if report.is_file()]
     return Run(
         folder,
         history,
         evaluations,
-        any(metadata["environment"].get("standin_assets") for metadata in how),
-        how[0]["sampled_actions"] if how else None,
+        tuple(dict.fromkeys(caveat for result in how for caveat in result.caveats)),
+        how[0].metadata["sampled_actions"] if how else None,
     )
 
 
@@ -178,14 +178,14 @@ def refuse_different_tests(arms: Sequence[Arm]) -> None:
     """Refuses numbers that cannot be compared.
 
     Raises:
-        ValueError: If tasks, episodes, assets or the choice of actions differ.
+        ValueError: If tasks, episodes, caveats or the choice of actions differ.
     """
     runs = [run for arm in arms for run in arm.runs]
     first, *others = [run for run in runs if run.last is not None] or [runs[0]]
     for run in others:
         differences = {
             "tasks or episodes": (_test(first), _test(run)),
-            "stand-in assets": (first.standin_assets, run.standin_assets),
+            "caveats": (first.caveats, run.caveats),
             "sampled actions": (first.sampled_actions, run.sampled_actions),
         }
         for what, (one, other) in differences.items():

@@ -48,12 +48,10 @@ def summarize(before: str | Path, after: str | Path, run_dir: str | Path) -> dic
             f"{before} and {after} are not of the same test ({counts[0]} against {counts[1]} "
             "episodes): evaluate both on the same states."
         )
-    standins = [
-        bool(result.metadata.get("environment", {}).get("standin_assets")) for result in (old, new)
-    ]
-    if standins[0] != standins[1]:
+    if old.caveats != new.caveats:
         raise ValueError(
-            f"Only one of {before} and {after} used stand-in assets: evaluate both with the same."
+            f"{before} and {after} have different caveats ({old.caveats} and {new.caveats}): "
+            "evaluate both alike."
         )
     curve = learning_curve_path(run_dir)
     videos = _pair(videos_of(before), videos_of(after))
@@ -64,7 +62,7 @@ def summarize(before: str | Path, after: str | Path, run_dir: str | Path) -> dic
             {"task": a.task, "language": a.language, "before": a.to_dict(), "after": b.to_dict()}
             for a, b in zip(old.tasks, new.tasks, strict=True)
         ],
-        "standin_assets": standins[0],
+        "caveats": list(old.caveats),
         "learning_curve": str(curve) if curve.is_file() else None,
     }
 
@@ -82,8 +80,8 @@ def as_markdown(summary: dict[str, Any]) -> str:
         *rows,
         "",
     ]
-    if summary["standin_assets"]:
-        lines += ["Stand-in assets: these numbers are not comparable with the benchmark.", ""]
+    for caveat in summary["caveats"]:
+        lines += [caveat, ""]
     lines += [
         f"- learning curve: {_place(summary['learning_curve'])}",
         f"- video before: {_place(summary['before']['video'])}",

@@ -233,17 +233,9 @@ def environments_of(
         suites: Suites to put in place of its own; None for its own.
 
     Raises:
-        ValueError: If it has no setting `suite`, or one of them does not exist.
+        ValueError: If it has no suites to choose from, or one of them does not exist.
     """
-    if suites is None:
-        environments = [configured]
-    elif dataclasses.is_dataclass(configured) and hasattr(configured, "suite"):
-        environments = [dataclasses.replace(configured, suite=suite) for suite in suites]
-    else:
-        raise ValueError(
-            f"--suites is for environments with a setting `suite`, which "
-            f"{type(configured).__name__} has not: leave it out."
-        )
+    environments = [configured] if suites is None else [configured.of_suite(s) for s in suites]
     for environment in environments:
         environment.check()
     return {environment.tasks()[0].suite: environment for environment in environments}
@@ -271,11 +263,11 @@ def refuse_other_settings(out: str, settings: dict[str, Any]) -> None:
         return
     old = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
     new = dict(_flat({part: settings[part] for part in ("model", "data")}))
-    for name in {**old, **new}:
-        if old.get(name) != new.get(name):
+    for name in old.keys() & new.keys():  # another version may have other settings
+        if old[name] != new[name]:
             raise ValueError(
-                f"{out} holds results of other settings ({name} was {old.get(name)} and is now "
-                f"{new.get(name)}): name another --out."
+                f"{out} holds results of other settings ({name} was {old[name]} and is now "
+                f"{new[name]}): name another --out."
             )
 
 

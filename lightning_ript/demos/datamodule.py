@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from gymnasium import spaces
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lightning_ript.demos.dataset import DemonstrationDataset, Trajectory, load
 from lightning_ript.demos.few_shot import few_shot
 from lightning_ript.demos.find_files import find_files, task_name
-from lightning_ript.demos.hdf5 import demonstrations_in, opened
+from lightning_ript.demos.hdf5 import demonstrations_in, inputs_in, opened, spaces_in
 from lightning_ript.envs.libero.suites import SUITES, find_tasks, suite_tasks
-from lightning_ript.policies.quest.model import LOWDIM
 
 
 class DemonstrationDataModule(L.LightningDataModule):
     """Batches of demonstrated steps from LIBERO's HDF5 files.
 
-    A batch of B steps: `actions` (B, block_size, 7) float32; unless `only_actions`, also `images`
-    (camera -> (B, H, W, 3) uint8, as in the file), `lowdim` (name -> (B, width) float32) and
+    A batch of B steps: `actions` (B, block_size, action_dim) float32; unless `only_actions`, also
+    `images` (camera -> (B, H, W, 3) uint8, upright), `lowdim` (name -> (B, width) float32) and
     `language` (B instructions). An instruction is the benchmark's own for the task that the file is
     named after, since that is what the policy reads in the simulator; LIBERO's files of
     LIBERO-Object carry another wording. Files named otherwise keep the instruction they carry.
@@ -40,8 +40,10 @@ class DemonstrationDataModule(L.LightningDataModule):
         demonstrations_per_file: Use only so many of each file, evenly spaced over it.
         block_size: Actions per block; the policy's.
         only_actions: Read actions alone, which is all that the autoencoder needs.
-        lowdim: Proprioception to read, by the names in the files; by default what QueST knows of
-            the robot. OpenVLA-OFT wants `[ee_pos, ee_ori, gripper_states]`.
+        lowdim: Proprioception to read, by the names in the files; by default what QueST was
+            published with, or all that the files hold where they lack some of that. OpenVLA-OFT
+            wants `[ee_pos, ee_ori, gripper_states]`.
+        cameras: Images to read, by the names in the files; the default is as for `lowdim`.
         skip_idle: Leave out the steps in which neither arm nor gripper does anything, as the data
             of OpenVLA-OFT does.
         in_memory: Read pictures once, too; a LIBERO task of 50 demonstrations takes about 0.7 GB.
@@ -58,7 +60,8 @@ class DemonstrationDataModule(L.LightningDataModule):
         demonstrations_per_file: int | None = None,
         block_size: int = 32,
         only_actions: bool = False,
-        lowdim: Sequence[str] = tuple(LOWDIM),
+        lowdim: Sequence[str] | None = None,
+        cameras: Sequence[str] | None = None,
         skip_idle: bool = False,
         in_memory: bool = False,
         num_workers: int = 0,
@@ -85,12 +88,30 @@ class DemonstrationDataModule(L.LightningDataModule):
         self.demonstrations_per_file = demonstrations_per_file
         self.block_size = block_size
         self.only_actions = only_actions
-        self.lowdim = tuple(lowdim)
+        self.lowdim = None if lowdim is None else tuple(lowdim)
+        self.cameras = None if cameras is None else tuple(cameras)
         self.skip_idle = skip_idle
         self.in_memory = in_memory
         self.num_workers = num_workers
         self.training: DemonstrationDataset | None = None
         self.validation: DemonstrationDataset | None = None
+
+    @classmethod
+    def spaces_of(cls, settings: Mapping[str, Any]) -> tuple[spaces.Dict, spaces.Box] | None:
+        """The observation and action space of the first file that settings of this class name.
+
+        Args:
+            settings: As for `__init__`.
+
+        Returns:
+            None where no file can be found, which `setup` will say.
+        """
+        suite = settings.get("suite")
+        tasks = None if suite is None else find_tasks(suite, settings.get("task_subset"))
+        try:
+            return spaces_in(find_files(settings["files"], tasks)[0])
+        except (OSError, ValueError):
+            return None
 
     def setup(self, stage: str) -> None:
         """Finds the demonstrations and reads what is to be in memory; opens each file once.
@@ -153,15 +174,20 @@ class DemonstrationDataModule(L.LightningDataModule):
         with opened(file) as data:
             found = demonstrations_in(file, data)
             chosen = few_shot(file, len(found), self.demonstrations_per_file)
+            cameras: Sequence[str] = ()
+            lowdim: Iterable[str] = ()
+            if chosen and not self.only_actions:
+                cameras, lowdim = inputs_in(data)
             return [
                 load(
                     found[i],
                     data,
                     instruction(file, found[i].language),
-                    self.only_actions,
-                    self.in_memory,
-                    self.lowdim,
-                    self.skip_idle,
+                    only_actions=self.only_actions,
+                    in_memory=self.in_memory,
+                    cameras=cameras if self.cameras is None else self.cameras,
+                    lowdim=tuple(lowdim) if self.lowdim is None else self.lowdim,
+                    skip_idle=self.skip_idle,
                 )
                 for i in chosen
             ]

@@ -15,8 +15,7 @@ import h5py
 import numpy as np
 from torch.utils.data import Dataset
 
-from lightning_ript.demos.hdf5 import Demonstration
-from lightning_ript.policies.quest.model import CAMERAS, LOWDIM
+from lightning_ript.demos.hdf5 import CAMERAS, LOWDIM, Demonstration
 
 OPEN_FILES = 32  # per process
 IDLE = 1e-4  # an arm that moves less than this, of the most it can, stands still
@@ -30,13 +29,16 @@ class Trajectory:
         demonstration: Where it lies.
         instruction: What a policy is told.
         steps: Their numbers in the file, (T,) int64.
-        arrays: `actions` (T, 7) float32; if observations are wanted, proprioception (T, width)
-            float32; and if pictures are to be in memory as well, `CAMERAS` (T, H, W, 3) uint8.
+        cameras: The pictures that are wanted, by their names.
+        arrays: `actions` (T, action_dim) float32; if observations are wanted, proprioception
+            (T, width) float32; and if pictures are to be in memory as well, they, (T, H, W, 3)
+            uint8 and upright.
     """
 
     demonstration: Demonstration
     instruction: str
     steps: np.ndarray
+    cameras: tuple[str, ...]
     arrays: Mapping[str, np.ndarray]
 
 
@@ -46,6 +48,7 @@ def load(
     instruction: str,
     only_actions: bool = False,
     in_memory: bool = False,
+    cameras: Sequence[str] = CAMERAS,
     lowdim: Sequence[str] = tuple(LOWDIM),
     skip_idle: bool = False,
 ) -> Trajectory:
@@ -57,6 +60,7 @@ def load(
         instruction: What a policy is told.
         only_actions: Leave out observations.
         in_memory: Read the pictures, too.
+        cameras: Pictures to read.
         lowdim: Proprioception to read.
         skip_idle: Leave out the steps that `busy_steps` does.
 
@@ -78,17 +82,21 @@ def load(
     arrays = {"actions": actions[steps]}
     if not only_actions:
         arrays |= {name: np.asarray(dataset(f"obs/{name}"), np.float32)[steps] for name in lowdim}
-        pictures = {name: dataset(f"obs/{name}") for name in CAMERAS}
+        pictures = {name: dataset(f"obs/{name}") for name in cameras}
         if in_memory:
-            arrays |= {name: found[()][steps] for name, found in pictures.items()}
-    return Trajectory(demonstration, instruction, steps, arrays)
+            up = slice(None, None, -1 if demonstration.upside_down else 1)
+            arrays |= {
+                name: np.ascontiguousarray(found[()][steps][:, up])
+                for name, found in pictures.items()
+            }
+    return Trajectory(demonstration, instruction, steps, tuple(cameras), arrays)
 
 
 def busy_steps(actions: np.ndarray) -> np.ndarray:
     """Numbers of the steps that do something, as OpenVLA's training data was made of.
 
-    Left out is an action (7,) that moves the arm by less than `IDLE` and leaves the gripper as the
-    last step that was kept has it.
+    Left out is an action (action_dim,) that moves the arm by less than `IDLE` and leaves the
+    gripper, its last number, as the last step that was kept has it.
     """
     kept: list[int] = []
     for step, action in enumerate(actions):
@@ -163,8 +171,9 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         missing = self.block_size - len(actions)
         item: dict[str, Any] = {"actions": np.pad(actions, ((0, missing), (0, 0)), mode="edge")}
         if not self.only_actions:
-            item["images"] = {name: self._picture(trajectory, name, step) for name in CAMERAS}
-            lowdim = arrays.keys() - {"actions", *CAMERAS}
+            cameras = trajectory.cameras
+            item["images"] = {name: self._picture(trajectory, name, step) for name in cameras}
+            lowdim = arrays.keys() - {"actions", *cameras}
             item["lowdim"] = {name: arrays[name][step] for name in sorted(lowdim)}
             item["language"] = trajectory.instruction
         return item
@@ -174,4 +183,5 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
             return trajectory.arrays[camera][step]
         demonstration = trajectory.demonstration
         data = self._files[demonstration.file]
-        return np.asarray(data[f"{demonstration.name}/obs/{camera}"][trajectory.steps[step]])
+        picture = data[f"{demonstration.name}/obs/{camera}"][trajectory.steps[step]]
+        return np.ascontiguousarray(picture[::-1] if demonstration.upside_down else picture)

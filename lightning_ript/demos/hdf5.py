@@ -2,7 +2,7 @@
 
 `<task name>_demo.hdf5` holds a group `data` with the task's attributes and groups `demo_0`,
 `demo_1`, ...: `actions`, `states`, `robot_states`, `rewards`, `dones` and the observations under
-`obs/`. The observation and state at step t are those before action t.
+`obs/`. The observation and state at step t are those before action t. Images are upside down.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+from gymnasium import spaces
 
 from lightning_ript.envs.libero.suites import bddl_path
 from lightning_ript.storage.files import replacing
 from lightning_ript.types import Task
 
 SETTINGS = "collection_settings"  # our own attribute; LIBERO's readers ignore it
+CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
+LOWDIM = {"joint_states": 7, "ee_pos": 3, "gripper_states": 2}
+"""Of what the files hold of the robot, what QueST was published with."""
+ACTION_DIM = 7
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class RecordedEpisode:
     Attributes:
         actions: (T, 7) executed actions in [-1, 1].
         states: (T, 1 + nq + nv) float64, the flattened simulator state before each action.
-        observations: `agentview_rgb` and `eye_in_hand_rgb` (T, H, W, 3) uint8 as OpenGL gives them
-            (first row at the bottom), `joint_states` (T, 7), `ee_pos` (T, 3), `ee_quat` (T, 4,
-            xyzw), `gripper_states` (T, 2).
+        observations: `agentview_rgb` and `eye_in_hand_rgb` (T, H, W, 3) uint8, upright,
+            `joint_states` (T, 7), `ee_pos` (T, 3), `ee_quat` (T, 4, xyzw), `gripper_states`
+            (T, 2).
         init_state: (1 + nq + nv,) float64, the state the episode was reset to, before settling:
             a context with this state and these actions repeat the episode.
         model_file: The simulator's model as XML.
@@ -59,12 +64,14 @@ class Demonstration:
         name: Its group, e.g. `demo_0`.
         num_samples: Number of steps T.
         language: The instruction that the file carries.
+        upside_down: Whether the file's images begin with the bottom row, as OpenGL's do.
     """
 
     file: Path
     name: str
     num_samples: int
     language: str
+    upside_down: bool = True
 
     def read(self, dataset: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Reads steps of one dataset.
@@ -125,12 +132,14 @@ def demonstrations_in(path: str | Path, data: h5py.Group) -> list[Demonstration]
     try:
         language = json.loads(data.attrs["problem_info"])["language_instruction"]
         language = language if isinstance(language, str) else "".join(language)
+        upside_down = data.attrs.get("macros_image_convention", "opengl") == "opengl"
         names = sorted(
             (name for name in data if name.startswith("demo_")),
             key=lambda name: int(name.removeprefix("demo_")),
         )
         demonstrations = [
-            Demonstration(Path(path), name, len(data[name]["actions"]), language) for name in names
+            Demonstration(Path(path), name, len(data[name]["actions"]), language, upside_down)
+            for name in names
         ]
         for name in names:
             data[name]["obs"], data[name]["states"]
@@ -308,8 +317,8 @@ def _write(group: h5py.Group, episode: RecordedEpisode) -> None:
     group["robot_states"] = np.concatenate(robot, axis=1).astype(np.float64)
     group["rewards"] = last
     group["dones"] = last
-    for name in ("agentview_rgb", "eye_in_hand_rgb"):
-        group[f"obs/{name}"] = seen[name]
+    for name in CAMERAS:
+        group[f"obs/{name}"] = seen[name][:, ::-1]
     for name, array in low.items():
         group[f"obs/{name}"] = array.astype(np.float64)
 
@@ -346,3 +355,40 @@ def opened(path: str | Path) -> Iterator[h5py.Group]:
         if not isinstance(file.get("data"), h5py.Group):
             raise ValueError(f"{path} has no group `data`: it holds no LIBERO demonstrations.")
         yield file["data"]
+
+
+def inputs_in(data: h5py.Group) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Names of the images, and names and widths of the proprioception, to learn from by default.
+
+    What QueST was published with, if the file has it all; else everything that it has. All of its
+    demonstrations count, so that one which lacks something is noticed instead of setting the rule.
+
+    Args:
+        data: The group `data` of an open file.
+    """
+    seen = {name: found for demo in data.values() for name, found in demo["obs"].items()}
+    images = tuple(name for name in seen if seen[name].ndim == 4)
+    lowdim = {name: seen[name].shape[1] for name in seen if seen[name].ndim == 2}
+    if set(CAMERAS) <= set(images) and LOWDIM.items() <= lowdim.items():
+        return CAMERAS, dict(LOWDIM)
+    return images, lowdim
+
+
+def spaces_in(path: str | Path) -> tuple[spaces.Dict, spaces.Box]:
+    """The observation and action space of a file, as far as `inputs_in` takes them.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is damaged, of another layout or empty.
+    """
+    with opened(path) as data:
+        found = demonstrations_in(path, data)
+        if not found:
+            raise ValueError(f"{path} holds no demonstration.")
+        cameras, lowdim = inputs_in(data)
+        first = data[found[0].name]
+        shapes = {name: found[0].dataset(data, f"obs/{name}").shape[1:] for name in cameras}
+        actions = first["actions"].shape[1:]
+    seen = [(name, spaces.Box(0, 255, shape, np.uint8)) for name, shape in shapes.items()]
+    free = [(name, spaces.Box(-np.inf, np.inf, (n,), np.float32)) for name, n in lowdim.items()]
+    return spaces.Dict([*seen, *free]), spaces.Box(-1.0, 1.0, actions, np.float32)

@@ -153,15 +153,19 @@ class EnvironmentSpec(ABC):
         return {**described, "caveats": list(self.caveats())}
 
     def of_suite(self, suite: str) -> EnvironmentSpec:
-        """The same environment with another set of tasks.
+        """The same environment with another set of tasks, as its field `suite` names them.
 
         Args:
             suite: Its name, as `Task.suite` has it.
 
         Raises:
-            ValueError: If there is no such suite.
+            ValueError: If there are no suites to choose from.
         """
-        raise ValueError(f"{type(self).__name__} has no suites to choose from: leave {suite} out.")
+        if dataclasses.is_dataclass(self) and hasattr(self, "suite"):
+            return dataclasses.replace(self, suite=suite)
+        raise ValueError(
+            f"{type(self).__name__} has no suites to choose from: leave --suites {suite} out."
+        )
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """Environment variables of a rank's workers, e.g. to share out the GPUs.

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ript.types import Observation, Task
@@ -43,6 +45,30 @@ class PolicyAdapter(nn.Module, ABC):
     noise_shape: tuple[int, ...]
     entry_points: tuple[str, ...] = ("act", "log_prob")
     roundable: bool = True
+
+    @classmethod
+    def settings_for(
+        cls, observation_space: spaces.Dict, action_space: spaces.Box
+    ) -> dict[str, Any]:
+        """Settings that follow from what an environment shows and takes.
+
+        Used for those that a config leaves out (null), so that it need not repeat them.
+
+        Args:
+            observation_space: Of the environment, or of demonstrations.
+            action_space: The action of one control step.
+
+        Returns:
+            Arguments of `__init__`, nested as in a config.
+        """
+        return {}
+
+    def check_spaces(self, observation_space: spaces.Dict, action_space: spaces.Box) -> None:
+        """Refuses an environment that shows or takes something else, before any simulator starts.
+
+        Raises:
+            ValueError: It does; says in what.
+        """
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Gets ready for all tasks of a run, before any simulator is started.

@@ -18,7 +18,7 @@ def result_rows(result: EvaluationResult, facts: Mapping[str, object]) -> list[R
     """
     how = {
         "sampled_actions": result.metadata["sampled_actions"],
-        "standin_assets": bool(result.metadata["environment"].get("standin_assets")),
+        "caveats": "; ".join(result.caveats),
     }
     return [{**facts, "task": task.task, **found(task), **how} for task in result.tasks]
 

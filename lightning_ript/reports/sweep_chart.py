@@ -47,9 +47,10 @@ def draw_tasks(rows: Sequence[Row]) -> Figure:
         acted = {row["sampled_actions"] for row in rows if row["suite"] == suite}
         notes = ["sampled actions" if acted == {True} else "most likely actions"]
         notes += [f"{seeds} seeds"] if seeds > 1 else []
-        notes += ["STAND-IN ASSETS"] if any(row["standin_assets"] for row in rows) else []
         axes.set_title(f"{suite} ({', '.join(notes)})", loc="left", fontsize=11, weight="bold")
     panels[-1, 0].set_xlabel("success rate on the test states, 95 % interval")
+    if caveats := list(dict.fromkeys(row["caveats"] for row in rows if row["caveats"])):
+        figure.supxlabel("\n".join(caveats), fontsize=9, color="tab:red")
     handles, _ = panels[0, 0].get_legend_handles_labels()
     figure.legend(
         handles,

@@ -81,7 +81,9 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
                 "success_rate": statistics.mean(rates),
                 "seed_std": statistics.stdev(rates) if len(rates) > 1 else None,
                 "sampled_actions": all(row["sampled_actions"] for row in mine),
-                "standin_assets": any(row["standin_assets"] for row in mine),
+                "caveats": "; ".join(
+                    dict.fromkeys(row["caveats"] for row in mine if row["caveats"])
+                ),
             }
         )
     return summary
@@ -108,8 +110,7 @@ def summary_table(summary: Sequence[Row]) -> str:
         ]
     )
     lines = [table[0], "-" * len(table[0]), *table[1:]]
-    if any(row["standin_assets"] for row in summary):
-        lines.append("STAND-IN ASSETS: not comparable with the benchmark.")
+    lines += dict.fromkeys(row["caveats"] for row in summary if row["caveats"])
     return "\n".join(lines) + "\n"
 
 

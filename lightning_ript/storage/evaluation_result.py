@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from lightning_ript.storage.files import replacing
 
+_STANDINS = "Stand-in assets: these numbers are not comparable with the benchmark."
+
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a success rate (E. B. Wilson, JASA 22, 1927).
@@ -100,6 +102,11 @@ class EvaluationResult(NamedTuple):
     metadata: dict[str, Any]
 
     @property
+    def caveats(self) -> tuple[str, ...]:
+        """What whoever compares the result with others has to know, a sentence each."""
+        return tuple(self.metadata.get("environment", {}).get("caveats", ()))
+
+    @property
     def overall(self) -> TaskResult:
         """All tasks pooled: every episode counts the same."""
         episodes = sum(task.episodes for task in self.tasks)
@@ -149,7 +156,12 @@ class EvaluationResult(NamedTuple):
             )
             for task in content["tasks"]
         )
-        return cls(tasks, content["metadata"])
+        metadata = content["metadata"]
+        environment = metadata.get("environment", {})
+        # Version 0.1 had a flag for the one caveat that it knew.
+        if environment.get("standin_assets") and "caveats" not in environment:
+            metadata = {**metadata, "environment": {**environment, "caveats": [_STANDINS]}}
+        return cls(tasks, metadata)
 
     def to_json(self) -> str:
         """`to_dict` as indented JSON."""

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 ASSETS_VARIABLE = "LIBERO_ASSETS_PATH"
 HUB_DATASET = "lerobot/libero-assets"
 STANDIN_SUITES = ("libero_object",)
+STANDIN_CAVEAT = "Stand-in assets: these numbers are not comparable with the benchmark."
 FOLDERS = (
     "articulated_objects",
     "scenes",

@@ -102,7 +102,7 @@ class LiberoEnvironment:
         return ChunkResult(observation, success, step, tuple(frames))
 
     def frame(self) -> np.ndarray:
-        """Draws the agent's view of the present state, (H, W, 3) uint8, upside down."""
+        """Draws the agent's view of the present state, (H, W, 3) uint8."""
         return self._running().look((FRAME_CAMERA,))[FRAME_CAMERA]
 
     def sim_state(self) -> np.ndarray:

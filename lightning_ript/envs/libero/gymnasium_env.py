@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 ENV_ID = "lightning_ript/Libero-v0"
 
-_PROPRIOCEPTION = {"joint_states": 7, "ee_pos": 3, "ee_quat": 4, "gripper_states": 2}
 _RESET_OPTIONS = {"init_state", "init_state_id"}
 _SEEDS = 2**31
 
@@ -80,19 +79,7 @@ class LiberoGymEnv(gymnasium.Env[Observations, np.ndarray]):
         self.settings.check()
         (self.task,) = self.settings.tasks()
         self.render_mode = render_mode
-        size = self.settings.image_size
-        self.observation_space = spaces.Dict(
-            {
-                **{
-                    camera: spaces.Box(0, 255, (size, size, 3), np.uint8)
-                    for camera in self.settings.cameras
-                },
-                **{
-                    name: spaces.Box(-np.inf, np.inf, (length,), np.float32)
-                    for name, length in _PROPRIOCEPTION.items()
-                },
-            }
-        )
+        self.observation_space = self.settings.observation_space
         self._chunked = chunk is not None
         shape = (ACTION_SIZE,) if chunk is None else (chunk, ACTION_SIZE)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
@@ -122,7 +109,7 @@ class LiberoGymEnv(gymnasium.Env[Observations, np.ndarray]):
             self._environment = LiberoEnvironment(self.settings)
         self._seen = self._environment.reset(context)
         self._steps_left = self.settings.max_steps
-        return dict(self._seen), self._info(success=False, steps=0)
+        return as_in_datasets(self._seen), self._info(success=False, steps=0)
 
     def step(self, action: np.ndarray) -> Step:
         """Executes one action, or one chunk if the environment was made with `chunk`.
@@ -163,7 +150,8 @@ class LiberoGymEnv(gymnasium.Env[Observations, np.ndarray]):
         self._steps_left = 0 if result.success else self._steps_left - result.steps
         truncated = not result.success and not self._steps_left
         info = self._info(result.success, result.steps)
-        return dict(self._seen), float(result.success), result.success, truncated, info
+        reward = float(result.success)
+        return as_in_datasets(self._seen), reward, result.success, truncated, info
 
     def render(self) -> np.ndarray:
         """The agent's view (H, W, 3) uint8, upright.
@@ -178,7 +166,7 @@ class LiberoGymEnv(gymnasium.Env[Observations, np.ndarray]):
         if self._environment is None or self._seen is None:
             raise RuntimeError("no episode has begun: call reset() before render().")
         image = self._seen.get(FRAME_CAMERA)
-        return np.flipud(self._environment.frame() if image is None else image).copy()
+        return (self._environment.frame() if image is None else image).copy()
 
     def sim_state(self) -> np.ndarray:
         """The present flattened simulator state (1 + nq + nv,) float64.
@@ -220,6 +208,14 @@ class LiberoGymEnv(gymnasium.Env[Observations, np.ndarray]):
 
     def _info(self, success: bool, steps: int) -> dict[str, Any]:
         return {"success": success, "steps": steps, "language": self.task.language}
+
+
+def as_in_datasets(observation: Observation) -> Observations:
+    """An observation with its images (H, W, 3) upside down, as LIBERO's datasets hold them."""
+    return {
+        key: np.ascontiguousarray(value[::-1]) if value.ndim == 3 else value
+        for key, value in observation.items()
+    }
 
 
 def _warn_of_torch() -> None:

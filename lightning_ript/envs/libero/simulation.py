@@ -235,7 +235,8 @@ class TaskSimulation:
     def _observe(self) -> None:
         if self._wanted is None:
             return
-        images = {key: self._cameras.draw(key) for key in self._wanted}
+        # OpenGL's first row is the bottom one.
+        images = {key: np.ascontiguousarray(self._cameras.draw(key)[::-1]) for key in self._wanted}
         qpos = self.data.qpos
         self._seen = {
             **images,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from gymnasium import spaces
 
 from lightning_ript.envs.base import Environment, EnvironmentSpec
 from lightning_ript.envs.libero import graphics
-from lightning_ript.envs.libero.assets import Assets, resolve_assets
+from lightning_ript.envs.libero.assets import STANDIN_CAVEAT, Assets, resolve_assets
 from lightning_ript.envs.libero.graphics import CAMERAS, Render
 from lightning_ript.envs.libero.suites import find_tasks, init_states
 from lightning_ript.types import Context, Task
@@ -57,6 +57,17 @@ class LiberoSpec(EnvironmentSpec):
     max_compiled: int = 2
 
     least_workers: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("hf-libero", "robosuite", "mujoco")
+    conventions: ClassVar[Mapping[str, str]] = {
+        "agentview_rgb": "from in front of the robot, upright",
+        "eye_in_hand_rgb": "from the robot's wrist, upright",
+        "joint_states": "angles of the arm's seven joints (rad)",
+        "ee_pos": "the gripper's position (m) in the world's axes: x away from the robot, z up",
+        "ee_quat": "the hand's rotation, a unit quaternion in the order x, y, z, w",
+        "gripper_states": "positions of the two fingers (m), 0.04 and -0.04 when open",
+        "action": "OSC_POSE: change of position (3) and of rotation (3) as shares of 5 cm and 0.5 "
+        "rad, then the gripper, -1 to open and 1 to close",
+    }
 
     @property
     def observation_space(self) -> spaces.Dict:
@@ -122,6 +133,16 @@ class LiberoSpec(EnvironmentSpec):
             raise ValueError(f"init_joint_noise is {self.init_joint_noise}, but must be 0 or more.")
         graphics.check_backend()
         self.found_assets.announce()
+
+    def caveats(self) -> tuple[str, ...]:
+        """Stand-in assets, if these are used."""
+        return (STANDIN_CAVEAT,) if self.found_assets.standin else ()
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, and where the assets come from."""
+        assets = self.found_assets
+        found = {"assets_source": assets.source, "standin_assets": assets.standin}
+        return {**super().describe(), **found}
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """Each rank's workers draw on its own GPU."""

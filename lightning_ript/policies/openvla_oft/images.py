@@ -1,6 +1,6 @@
 """Camera images as the published checkpoints were trained to see them, without TensorFlow.
 
-Two halves. `crops` is what a rollout does once and records: rotation, JPEG, Lanczos and centre
+Two halves. `crops` is what a rollout does once and records: mirroring, JPEG, Lanczos and centre
 crop, uint8 in and out. `pixel_values` is what every forward pass starts with: the normalizations of
 the two vision backbones. Everything is batched and runs on the device of its input.
 """
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ript.policies.openvla_oft.config import CAMERAS
 from lightning_ript.policies.openvla_oft.jpeg import round_trip
 from lightning_ript.types import Observation
 
-CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
 SIZE = 224
 CROP_AREA = 0.9  # Of the image: training crops as much at random, acting takes the middle.
 
@@ -35,7 +35,7 @@ def observation_crops(
     """Prepares the camera images of B observations.
 
     Args:
-        observations: B observations with square images, upside down as `Observation` says.
+        observations: B observations with square images, upright.
         device: Where to do it.
         cameras: The images to take, in the order in which the policy was trained on them.
 
@@ -59,8 +59,8 @@ def crops(frames: Tensor) -> Tensor:
     """Everything but the normalization.
 
     Args:
-        frames: (N, S, S, 3) uint8 as the simulator and LIBERO's HDF5 files hold them, upside down;
-            S is a multiple of 16. The checkpoints were trained on 256.
+        frames: (N, S, S, 3) uint8, upright; S is a multiple of 16. The checkpoints were trained
+            on 256.
 
     Returns:
         (N, 3, 224, 224) uint8.
@@ -74,7 +74,7 @@ def crops(frames: Tensor) -> Tensor:
             f"OpenVLA-OFT looks at square images, but the environment's are {height}x{width}: set "
             "an image_size"
         )
-    return crop_centre(resize(round_trip(rotate(frames))))
+    return crop_centre(resize(round_trip(mirror(frames))))
 
 
 def pixel_values(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -97,13 +97,13 @@ def pixel_values(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 # -- the stages of `crops` -------------------------------------------------------------------------
 
 
-def rotate(frames: Tensor) -> Tensor:
-    """Turns frames (N, S, S, 3) by 180 degrees, to (N, 3, S, S).
+def mirror(frames: Tensor) -> Tensor:
+    """Exchanges left and right of frames (N, S, S, 3), to (N, 3, S, S).
 
-    Turning, not flipping, is what the training data had done to images that are upside down: what
-    the policy sees is upright, and left and right are exchanged.
+    The training data had images that were upside down turned by 180 degrees, not flipped: what the
+    policy sees is upright, and left and right are exchanged.
     """
-    return frames.flip(1, 2).permute(0, 3, 1, 2)
+    return frames.flip(2).permute(0, 3, 1, 2)
 
 
 def resize(images: Tensor) -> Tensor:

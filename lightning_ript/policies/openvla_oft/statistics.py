@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ript.policies.openvla_oft.config import PROPRIO
 from lightning_ript.types import Observation
 
-PROPRIO = ("ee_pos", "ee_quat", "gripper_states")
 _FILTERED = "_no_noops"  # Data sets without the demonstrations' idle steps are called so.
 _EPSILON = 1e-8  # As in training: it keeps a number that never changes finite.
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from lightning_ript.policies.base import Decisions, PolicyAdapter
 from lightning_ript.policies.quest.checkpoint import is_official, load_official, load_weights
 from lightning_ript.policies.quest.language import task_embedding
-from lightning_ript.policies.quest.model import CAMERAS, LOWDIM, QueST, QueSTConfig
+from lightning_ript.policies.quest.model import QueST, QueSTConfig, inputs_for
 from lightning_ript.types import Observation, Task
 
 FULL_SIZE = QueSTConfig()
@@ -92,11 +93,42 @@ class QueSTPolicy(PolicyAdapter):
         """Stays in evaluation mode."""
         return super().train(False)
 
+    @classmethod
+    def settings_for(
+        cls, observation_space: spaces.Dict, action_space: spaces.Box
+    ) -> dict[str, Any]:
+        """Which images and proprioception it takes, and how wide its actions are."""
+        return {"sizes": inputs_for(observation_space, action_space)}
+
+    def check_spaces(self, observation_space: spaces.Dict, action_space: spaces.Box) -> None:
+        """Refuses an environment that shows or takes something else.
+
+        Raises:
+            ValueError: It does; says in what.
+        """
+        config = self.model.config
+        wanted = {
+            **dict.fromkeys(config.images, (config.image_size, config.image_size, 3)),
+            **{name: (width,) for name, width in config.proprioception.items()},
+        }
+        shown = {name: box.shape for name, box in observation_space.items()}
+        wrong = {name: shape for name, shape in wanted.items() if shown.get(name) != shape}
+        if wrong:
+            raise ValueError(
+                f"QueST takes {wrong}, but the environment shows {shown}: change the policy's "
+                "sizes or the environment's settings"
+            )
+        if action_space.shape != (config.actions,):
+            raise ValueError(
+                f"QueST decides on actions of {config.actions} numbers, but the environment takes "
+                f"{action_space.shape}: set the policy's sizes.action_dim"
+            )
+
     @torch.no_grad()
     def act(
         self, observations: Sequence[Observation], tasks: Sequence[Task], noise: Tensor | None
     ) -> Decisions:
-        """Decides for B environments; actions (B, executed_actions, 7) are not yet clipped."""
+        """Decides for B environments; actions (B, executed_actions, A) are not yet clipped."""
         context = self.encode_observations(observations, tasks)
         uniforms = None if noise is None else noise.to(self.device)
         indices, logits = self.model.policy_prior.sample(
@@ -132,7 +164,8 @@ class QueSTPolicy(PolicyAdapter):
             ValueError: An observation lacks an input of the policy, or its images have another
                 size.
         """
-        missing = {*CAMERAS, *LOWDIM} - observations[0].keys()
+        config = self.model.config
+        missing = {*config.images, *config.proprioception} - observations[0].keys()
         if missing:
             raise ValueError(
                 f"QueST needs {sorted(missing)}, which the environment's observations lack"
@@ -141,8 +174,8 @@ class QueSTPolicy(PolicyAdapter):
         def gather(name: str) -> Tensor:
             return torch.from_numpy(np.stack([o[name] for o in observations])).to(self.device)
 
-        images = {name: scale_images(gather(name)) for name in CAMERAS}
-        lowdim = {name: gather(name).float() for name in LOWDIM}
+        images = {name: scale_images(gather(name)) for name in config.images}
+        lowdim = {name: gather(name).float() for name in config.proprioception}
         return self.model.encode_context(images, lowdim, self.embed([t.language for t in tasks]))
 
     def load_published(self, place: str | Path) -> bool:
@@ -181,5 +214,8 @@ class QueSTPolicy(PolicyAdapter):
 
 
 def scale_images(images: Tensor) -> Tensor:
-    """Maps images (B, H, W, 3) uint8 to (B, 3, H, W) float in [0, 1], channels last in memory."""
-    return images.permute(0, 3, 1, 2).float() / 255
+    """Maps upright images (B, H, W, 3) uint8 to (B, 3, H, W) float in [0, 1], upside down.
+
+    As they were when the published checkpoints were trained. Channels are last in memory.
+    """
+    return images.flip(1).permute(0, 3, 1, 2).float() / 255

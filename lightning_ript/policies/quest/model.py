@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from torch import Tensor, nn
 
+from lightning_ript.envs.base import cameras, proprioception
 from lightning_ript.policies.quest.autoencoder import NORM_GROUPS, SkillVAE
 from lightning_ript.policies.quest.encoders import ImageEncoder, LowDimEncoder
 from lightning_ript.policies.quest.prior import SkillGPT
 
+# Inputs of the published checkpoints, whose parameters bear their names.
 CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
 LOWDIM = {"joint_states": 7, "ee_pos": 3, "gripper_states": 2}
 ACTION_DIM = 7
@@ -40,6 +44,10 @@ class QueSTConfig:
         downsample_factor: Actions per skill token.
         fsq_levels: Levels of the quantizer; their product is the number of skill tokens.
         dropout: Dropout of all transformers while they are trained on demonstrations.
+        cameras: Keys of the images that it sees, in the order of its weights; None for the
+            published ones.
+        lowdim: Keys and widths of the proprioception that it knows of; None for the published ones.
+        action_dim: Width A of an action; None for the published 7.
     """
 
     image_size: int = 128
@@ -58,6 +66,37 @@ class QueSTConfig:
     downsample_factor: int = 4
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     dropout: float = 0.1
+    cameras: tuple[str, ...] | None = None
+    lowdim: dict[str, int] | None = None
+    action_dim: int | None = None
+
+    @classmethod
+    def for_spaces(
+        cls, observation_space: spaces.Dict, action_space: spaces.Box, **sizes: Any
+    ) -> QueSTConfig:
+        """Sizes for an environment, or for demonstrations of one.
+
+        Args:
+            observation_space: What it shows.
+            action_space: The action of one control step.
+            **sizes: All others.
+        """
+        return cls(**{**inputs_for(observation_space, action_space), **sizes})
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Keys of the images."""
+        return CAMERAS if self.cameras is None else tuple(self.cameras)
+
+    @property
+    def proprioception(self) -> dict[str, int]:
+        """Keys and widths of the proprioception."""
+        return LOWDIM if self.lowdim is None else self.lowdim
+
+    @property
+    def actions(self) -> int:
+        """Width A of an action."""
+        return ACTION_DIM if self.action_dim is None else self.action_dim
 
     def __post_init__(self) -> None:
         factor = self.downsample_factor
@@ -75,6 +114,9 @@ class QueSTConfig:
             "dropout must be in [0, 1)": not 0 <= self.dropout < 1,
             "image_embed_dim must be at least 2": self.image_embed_dim < 2,
             "language_dim must be at least 1": self.language_dim < 1,
+            "cameras and lowdim must not both be empty": not self.images
+            and not self.proprioception,
+            "action_dim must be at least 1": self.actions < 1,
         }
         for message, wrong in checks.items():
             if wrong:
@@ -91,10 +133,23 @@ class QueSTConfig:
         return math.prod(self.fsq_levels)
 
 
+def inputs_for(observation_space: spaces.Dict, action_space: spaces.Box) -> dict[str, Any]:
+    """What `cameras`, `lowdim` and `action_dim` have to be for an environment.
+
+    The published inputs where it offers them all, so that published checkpoints fit; else all that
+    it offers.
+    """
+    seen, known = cameras(observation_space), proprioception(observation_space)
+    (action_dim,) = action_space.shape
+    if set(CAMERAS) <= seen.keys() and LOWDIM.items() <= known.items():
+        seen, known = dict.fromkeys(CAMERAS, 0), LOWDIM
+    return {"cameras": tuple(seen), "lowdim": dict(known), "action_dim": action_dim}
+
+
 class QueST(nn.Module):
     """The whole policy, with the parameter names of the official checkpoints.
 
-    D is `embed_dim`, T the tokens per block, A = 7 the width of an action.
+    D is `embed_dim`, T the tokens per block, A the width of an action.
 
     Args:
         config: Sizes.
@@ -106,17 +161,21 @@ class QueST(nn.Module):
         self.image_encoders = nn.ModuleDict(
             {
                 name: ImageEncoder(config.image_size, config.image_width, config.image_embed_dim)
-                for name in CAMERAS
+                for name in config.images
             }
         )
         self.lowdim_encoders = nn.ModuleDict(
-            {name: LowDimEncoder(dim, config.lowdim_embed_dim) for name, dim in LOWDIM.items()}
+            {
+                name: LowDimEncoder(dim, config.lowdim_embed_dim)
+                for name, dim in config.proprioception.items()
+            }
         )
-        encoded = len(CAMERAS) * config.image_embed_dim + len(LOWDIM) * config.lowdim_embed_dim
+        encoded = len(config.images) * config.image_embed_dim
+        encoded += len(config.proprioception) * config.lowdim_embed_dim
         self.obs_proj = nn.Linear(encoded, config.embed_dim)
         self.task_encoder = nn.Linear(config.language_dim, config.embed_dim)
         self.autoencoder = SkillVAE(
-            action_dim=ACTION_DIM,
+            action_dim=config.actions,
             dim=config.autoencoder_dim,
             encoder_layers=config.encoder_layers,
             decoder_layers=config.decoder_layers,
@@ -149,15 +208,16 @@ class QueST(nn.Module):
             The task token, then the observation token, (B, 2, D).
         """
         size = self.config.image_size
-        for name in CAMERAS:
+        for name in self.config.images:
             if tuple(images[name].shape[1:]) != (3, size, size):
                 raise ValueError(
                     f"The policy takes {name} images of shape {(3, size, size)}, but got "
                     f"{tuple(images[name].shape[1:])}; make its image_size and that of the "
                     "environment or the demonstrations agree"
                 )
-        encoded = [self.image_encoders[name](images[name]) for name in CAMERAS]
-        encoded += [self.lowdim_encoders[name](lowdim[name]) for name in LOWDIM]
+        encoded = [self.image_encoders[name](images[name]) for name in self.config.images]
+        known = self.config.proprioception
+        encoded += [self.lowdim_encoders[name](lowdim[name]) for name in known]
         observation = self.obs_proj(torch.cat(encoded, dim=-1))
         return torch.stack([self.task_encoder(task_emb), observation], dim=1)
 
