@@ -1,4 +1,4 @@
-"""QueST on a robot that is not LIBERO's, from demonstrations to RIPT; no config names its inputs."""
+"""QueST on a robot that is not LIBERO's, from demonstrations to RIPT, its inputs unnamed."""
 
 import json
 
@@ -78,7 +78,9 @@ def ript(checkpoint=None, **environment):
         "trainer": {
             "max_epochs": 1,
             "reload_dataloaders_every_n_epochs": 1,
-            "callbacks": ["EvaluationReport", "RunReport"],
+            "callbacks": [
+                f"lightning_ript.callbacks.{n}" for n in ("EvaluationReport", "RunReport")
+            ],
         },
     }
 
@@ -114,12 +116,11 @@ def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, capsys):
     fit = ["fit", f"--config={path}", *QUIET, *CPU]
     said = refusal(capsys, *fit)
     assert "QueST takes {'front': (16, 16, 3)}, but the environment shows" in said
-    said = refusal(
-        capsys, *fit, "--data.environment.image_size=16", "--model.policy.sizes.action_dim=7"
-    )
+    small = "--data.environment.image_size=16"
+    said = refusal(capsys, *fit, small, "--model.policy.sizes.action_dim=7")
     assert "QueST decides on actions of 7 numbers, but the environment takes (3,)" in said
-    sizes = ["--model.policy.sizes.cameras=[back]", "--data.environment.image_size=16"]
-    assert "QueST takes {'back': (16, 16, 3)}" in refusal(capsys, *fit, *sizes)
+    said = refusal(capsys, *fit, small, "--model.policy.sizes.cameras=[back]")
+    assert "QueST takes {'back': (16, 16, 3)}" in said
     assert not (tmp_path / "run/checkpoints").exists()
 
 

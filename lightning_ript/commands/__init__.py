@@ -5,7 +5,6 @@ Each is a function, imported only when its command is given.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pkgutil import resolve_name
 
@@ -38,14 +37,7 @@ def _export(arguments: list[str]) -> None:
 
 
 def _sweep(arguments: list[str]) -> None:
-    from lightning_ript.cli import run_lightning
-    from lightning_ript.commands.sweep import SweepCLI
-
-    # Checkpoints of other runs bring the states of their callbacks, which do not matter here.
-    warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
-    # The command line is read by a parser of `validate`.
-    run_lightning(SweepCLI, ["validate", *arguments], "cell")
+    resolve_name("lightning_ript.commands.sweep:run_sweep")(arguments)
 
 
 def _compare(arguments: list[str]) -> None:

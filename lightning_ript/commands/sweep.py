@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_ript.callbacks import EvaluationReport, RolloutVideo
-from lightning_ript.cli import RIPTCLI, check_checkpoint
+from lightning_ript.cli import RIPTCLI, check_checkpoint, run_lightning
 from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.reports.short_names import telling_parts
@@ -221,6 +222,15 @@ class SweepCLI(RIPTCLI):
             for cell, path in paths
             if path.is_file()
         ]
+
+
+def run_sweep(arguments: list[str]) -> None:
+    """Does what the arguments of `lightning-ript sweep` say."""
+    # Checkpoints of other runs bring the states of their callbacks, which do not matter here.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # The command line is read by a parser of `validate`.
+    run_lightning(SweepCLI, ["validate", *arguments], "cell")
 
 
 def environments_of(

@@ -11,11 +11,11 @@ import numpy as np
 
 from lightning_ript.envs.libero import graphics
 from lightning_ript.envs.libero.assets import configure_libero
-from lightning_ript.envs.libero.spec import LiberoSpec
 from lightning_ript.types import ChunkResult, Context, Observation, Task
 
 if TYPE_CHECKING:  # importing it needs LIBERO to be configured
     from lightning_ript.envs.libero.simulation import TaskSimulation
+    from lightning_ript.envs.libero.spec import LiberoSpec
 
 log = logging.getLogger(__name__)
 
