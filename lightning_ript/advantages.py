@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_ript.types import RolloutGroup
 
-AdvantageEstimator = (
-    Literal["leave_one_out", "group_normalized", "plain"] | Callable[[Tensor], Tensor]
-)
-"""One of the functions below by its name, or any other: rewards (..., K) to advantages (..., K)."""
+AdvantageEstimator = Literal["leave_one_out", "group_normalized", "plain"] | Callable[[Tensor], Any]
+"""One of the functions below by its name, or any from rewards (..., K) to advantages (..., K).
+
+The command line would insist on an annotated result, were it not for `Any`."""
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:

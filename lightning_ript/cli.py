@@ -75,10 +75,11 @@ class RIPTCLI(LightningCLI):
         if not isinstance(policy, Namespace) or not isinstance(data, Namespace):
             return
         spaces_of = getattr(resolve_name(data.class_path), "spaces_of", None)
-        spaces = spaces_of(data.init_args.as_dict()) if spaces_of is not None else None
+        given = data.get("init_args", Namespace()).as_dict()
+        spaces = spaces_of(given) if spaces_of is not None else None
         if spaces is not None:
             inferred = resolve_name(policy.class_path).settings_for(*spaces)
-            _fill_in(policy.init_args, inferred)
+            _fill_in(policy.get("init_args", Namespace()), inferred)
 
     @property
     def _settings(self) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ class Surrogate:
     approx_kl: Tensor
 
 
-SurrogateLoss = Literal["clipped"] | Callable[..., Surrogate]
-"""`clipped_surrogate` by its short name, or any other function of the same keywords."""
+SurrogateLoss = Literal["clipped"] | Callable[..., Any]
+"""`clipped_surrogate` by its short name, or any other function of its keywords to a `Surrogate`."""
 
 
 def clipped_surrogate(
