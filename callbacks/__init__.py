@@ -1,4 +1,4 @@
-"""Callbacks: they watch a run and write what a person wants to see of it."""
+"""Callbacks: they watch a run and write what people want to see of it."""
 
 from lightning_ript.callbacks.best_checkpoint import BestCheckpoint
 from lightning_ript.callbacks.evaluation_report import EvaluationReport

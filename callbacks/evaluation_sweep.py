@@ -27,7 +27,7 @@ class EvaluationSweep(Callback):
     seeds. The rows are part of the checkpoint, so a resumed run goes on with them. List it before
     `RunReport`, whose history then holds the rates too.
 
-    Whether actions are sampled, and how many simulators run, is what the data module says
+    The data module decides whether actions are sampled and how many simulators run
     (`eval_sampling`, `num_workers`). Each environment's simulators are started for its sweep and
     ended after it, beside those of training.
 
@@ -93,7 +93,7 @@ class EvaluationSweep(Callback):
                 logger.log_metrics(rates, step=0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluates, every so many iterations; checkpoints are saved later and hold the rows."""
+        """Evaluates every `every_n_iterations`; checkpoints are saved later and hold the rows."""
         iteration = trainer.current_epoch + 1
         if iteration % self.every_n_iterations == 0:
             rates = self._sweep(trainer, pl_module, iteration)

@@ -16,12 +16,12 @@ from lightning_ript.storage.run_directory import adapter_path
 class LoRACheckpoint(Callback):
     """Writes the LoRA adapter and the heads, some megabytes, as RIPT-VLA publishes them.
 
-    `<run_dir>/lora/iteration_<n>` every so many iterations, and `<run_dir>/lora/best` whenever the
+    `<run_dir>/lora/iteration_<n>` every few iterations, and `<run_dir>/lora/best` whenever the
     policy does better on the test states than it ever did. They are what others load; to resume a
     run, with its optimizer, `last.ckpt` is enough.
 
     Args:
-        every_n_iterations: Iterations from one to the next; 0 for none but the best.
+        every_n_iterations: Iterations from one to the next; 0 keeps only the best.
 
     Raises:
         ValueError: If that is negative.
@@ -55,7 +55,7 @@ class LoRACheckpoint(Callback):
             rank_zero_info(f"The adapter with the best success so far, {rate:.1%}, is in lora/best")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps that of every so many iterations."""
+        """Keeps the adapter of every `every_n_iterations`."""
         iteration = trainer.current_epoch + 1
         if self.every_n_iterations and iteration % self.every_n_iterations == 0:
             self._save(trainer, pl_module, f"iteration_{iteration:03d}")

@@ -91,7 +91,7 @@ class RolloutVideo(Callback):
         (folder / f"{stem}-{other}.mp4").unlink(missing_ok=True)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps so many videos per task, whichever ranks have written them."""
+        """Keeps `per_task` videos per task, whichever ranks have written them."""
         if self.per_task is None:
             return
         everyone = gather_objects(self._written)

@@ -72,8 +72,8 @@ class DemonstrationContexts(_FixedContexts):
     Args:
         files: LIBERO HDF5 files, `<task name>_demo.hdf5`, or folders with one for each task of the
             environment.
-        per_task: Use only so many demonstrations of each task, evenly spaced over its file: those
-            that `DemonstrationDataModule` takes for as many `demonstrations_per_file`.
+        per_task: Number of demonstrations of each task to use, evenly spaced over its file: the
+            ones that `DemonstrationDataModule` takes when `demonstrations_per_file` is the same.
     """
 
     def __init__(self, files: Sequence[Path], per_task: int | None = None) -> None:

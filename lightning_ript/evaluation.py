@@ -37,7 +37,7 @@ def evaluation_starts(
 
     Args:
         environment: Whose tasks and test states.
-        states_per_task: So many of each task at most; None for all of them.
+        states_per_task: Test states of each task to run at most; None for all of them.
         videos: Of this many episodes per task frames are kept, for all tasks or by task name.
     """
     starts: list[Start] = []
@@ -113,7 +113,7 @@ class EvaluationEpisodes:
     def close(self) -> None:
         """Ends the episodes that still run, and takes the policy out of acting.
 
-        Lightning asks for no more rollouts than it wants, so it never comes to the end by itself.
+        Lightning stops asking once it has its rollouts, so the iteration never ends by itself.
         """
         if self._running is not None:
             self._running.close()

@@ -73,7 +73,7 @@ class RIPTLightningModule(L.LightningModule):
             arguments of `ppo.clipped_surrogate` by keyword and returns a `ppo.Surrogate`.
         clip_low: Clip range of the ratio below 1.
         clip_high: Clip range above 1; larger than `clip_low` for an asymmetric clip.
-        kl_coefficient: Weight of the KL divergence to the starting policy; 0 for none.
+        kl_coefficient: Weight of the KL divergence to the starting policy; 0 turns it off.
         max_grad_norm: Gradients of each optimizer group are scaled down to this norm, unless the
             policy's group has a `max_grad_norm` of its own.
         optimizer: Makes the optimizer from the policy's parameter groups.
@@ -154,8 +154,8 @@ class RIPTLightningModule(L.LightningModule):
         """Refuses what cannot work.
 
         Raises:
-            ValueError: If the precision is one whose gradients are scaled, or that the policy does
-                not stand.
+            ValueError: If the precision is one whose gradients are scaled, or one that the policy
+                does not tolerate.
         """
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError(
@@ -182,7 +182,7 @@ class RIPTLightningModule(L.LightningModule):
 
         Raises:
             TypeError: If the strategy is another of Lightning's for sharding, or the policy has
-                weights that cannot be cut.
+                weights that cannot be sharded.
         """
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy) and not isinstance(

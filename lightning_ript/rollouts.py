@@ -230,7 +230,7 @@ def collect_groups(
     interrupt: Callable[[], None] = lambda: None,
     forward_context: ForwardContext = nullcontext,
 ) -> Collection:
-    """Runs groups until the queue says that enough were kept or that no context is left.
+    """Runs groups until enough were kept or no context is left.
 
     Args:
         policy: The policy to sample from.

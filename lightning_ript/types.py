@@ -50,7 +50,7 @@ class Perturbation:
     seed: tuple[int, ...]
 
     def offsets(self, objects: int) -> np.ndarray:
-        """How far to move each of so many objects, (objects, 2) in metres."""
+        """How far to move each object, (objects, 2) in metres."""
         return np.random.default_rng(self.seed).normal(0.0, self.object_noise, (objects, 2))
 
 

@@ -166,9 +166,9 @@ def test_merging_a_single_file(load, adapted, adapter, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"use_dora": True}, "wants use_dora, which is not supported"),
-        ({"bias": "all"}, "wants bias, which"),
-        ({"target_modules": ".*proj"}, "wants target_modules as a pattern"),
+        ({"use_dora": True}, "asks for use_dora, which is not supported"),
+        ({"bias": "all"}, "asks for bias, which"),
+        ({"target_modules": ".*proj"}, "asks for target_modules as a pattern"),
         ({"r": 3}, r"lora_A.weight' has shape \(2, "),
         ({"target_modules": ["q_proj"]}, "is unknown to the model"),
         ({"lora_alpha": None, "target_modules": None}, "is not the config of a LoRA"),

@@ -60,7 +60,7 @@ class Run:
         history: The entries of `RunReport`.
         evaluations: By iterations of learning; 0 is the starting policy's, if it was evaluated.
         caveats: What its evaluations say of themselves.
-        sampled_actions: Whether evaluations sampled; None if no `EvaluationReport` says so.
+        sampled_actions: Whether evaluations sampled; None if no `EvaluationReport` tells.
     """
 
     path: Path

@@ -36,13 +36,13 @@ class DemonstrationDataModule(L.LightningDataModule):
         task_subset: Of these tasks, names or numbers in the suite; the whole suite by default.
         batch_size: Steps per batch over all ranks.
         validation_fraction: Part of each file's demonstrations, at least one, that is held out; its
-            last ones. 0 for none.
-        demonstrations_per_file: Use only so many of each file, evenly spaced over it.
+            last ones. 0 holds out none.
+        demonstrations_per_file: Number to use of each file, evenly spaced over it; all by default.
         block_size: Actions per block; the policy's.
         only_actions: Read actions alone, which is all that the autoencoder needs.
         lowdim: Proprioception to read, by the names in the files; by default what QueST was
             published with, or all that the files hold where they lack some of that. OpenVLA-OFT
-            wants `[ee_pos, ee_ori, gripper_states]`.
+            needs `[ee_pos, ee_ori, gripper_states]`.
         cameras: Images to read, by the names in the files; the default is as for `lowdim`.
         skip_idle: Leave out the steps in which neither arm nor gripper does anything, as the data
             of OpenVLA-OFT does.
@@ -114,7 +114,7 @@ class DemonstrationDataModule(L.LightningDataModule):
             return None
 
     def setup(self, stage: str) -> None:
-        """Finds the demonstrations and reads what is to be in memory; opens each file once.
+        """Finds the demonstrations and reads what belongs in memory; opens each file once.
 
         Raises:
             FileNotFoundError: A file or folder does not exist, or a folder lacks a task's file.

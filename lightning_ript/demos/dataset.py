@@ -52,7 +52,7 @@ def load(
     lowdim: Sequence[str] = tuple(LOWDIM),
     skip_idle: bool = False,
 ) -> Trajectory:
-    """Reads what is to be in memory, and makes sure of the rest.
+    """Reads what belongs in memory, and checks the rest.
 
     Args:
         demonstration: The demonstration.

@@ -35,7 +35,7 @@ def shard(
     for unit in (*blocks, module):
         sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         if mesh.device_type == "cpu":
-            # Asked for gradients' mean, gloo of torch 2.8 gives their sum, and says nothing.
+            # Asked for the mean of gradients, gloo in torch 2.8 silently returns their sum.
             sharded.set_force_sum_reduction_for_comms(True)
     for name in methods:
         register_fsdp_forward_method(module, name)
@@ -134,7 +134,7 @@ def whole_state(optimizer: torch.optim.Optimizer, keep: bool) -> dict:
 
     Args:
         optimizer: The optimizer.
-        keep: Whether this rank wants the result; the others get an empty one.
+        keep: Whether this rank needs the result; the others get an empty one.
     """
     state_dict = optimizer.state_dict()
     state: dict = {}

@@ -78,7 +78,7 @@ class Critic(nn.Module):
 
     Returns lie in [0, 1], so a value is a sigmoid and its loss the cross-entropy: as that of the
     squared error, its minimum is the expected return, but its gradient does not vanish where the
-    sigmoid is flat. A fresh critic says 1/2 everywhere: until it has learned, it is a constant
+    sigmoid is flat. A fresh critic predicts 1/2 everywhere: until it has learned, it is a constant
     baseline. Time is not among what it sees, unless the policy sees it.
 
     Args:

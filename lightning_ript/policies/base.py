@@ -67,7 +67,7 @@ class PolicyAdapter(nn.Module, ABC):
         """Refuses an environment that shows or takes something else, before any simulator starts.
 
         Raises:
-            ValueError: It does; says in what.
+            ValueError: It does; the message says how.
         """
 
     def prepare(self, tasks: Sequence[Task]) -> None:
@@ -95,7 +95,7 @@ class PolicyAdapter(nn.Module, ABC):
         """Refuses to learn with something missing; asked before the first rollout of a fit.
 
         Raises:
-            ValueError: Something is missing; says how to get it.
+            ValueError: Something is missing; the message says how to get it.
         """
 
     @abstractmethod
@@ -129,7 +129,7 @@ class PolicyAdapter(nn.Module, ABC):
         return ()
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """Parameters that RIPT trains, as optimizer groups; by default all that want gradients.
+        """Parameters that RIPT trains, as optimizer groups; by default all that require gradients.
 
         Each group's gradient is clipped on its own. Beside `params`, a group may have settings of
         the optimizer, such as its own `lr`, a `max_grad_norm` other than the module's, and a `name`

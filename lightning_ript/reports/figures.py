@@ -15,7 +15,7 @@ Colour = tuple[float, float, float]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches that knows no window and leaves no trace in pyplot."""
+    """A figure of this size in inches, without a window and unknown to pyplot."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -45,7 +45,7 @@ def draw_band(
 
 
 def colours(count: int) -> list[Colour]:
-    """So many colours: easily told apart, or in order if they are too many for that."""
+    """Colours that are easy to tell apart, or in order if there are too many for that."""
     if count <= 10:
         return [matplotlib.colormaps["tab10"](i)[:3] for i in range(count)]
     return [matplotlib.colormaps["viridis"](i / (count - 1))[:3] for i in range(count)]

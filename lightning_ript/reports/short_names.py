@@ -13,7 +13,7 @@ def short_names(paths: Sequence[str], least: int = 1) -> list[str]:
 
     Args:
         paths: Different checkpoints or folders of runs.
-        least: Parts that a name has at least, if its path has so many.
+        least: Parts that a name has at least, if its path has that many.
     """
     parts = [telling_parts(path) for path in paths]
     longest = max(map(len, parts), default=1)

@@ -58,7 +58,7 @@ class Culling:
         self._mirrors = np.flatnonzero(drawn & _reflects(model) & reflections)
 
     def views(self, data: mujoco.MjData, camera: int, size: int) -> list[View]:
-        """What to draw for a camera's square picture of so many pixels, one over the other."""
+        """What to draw for a camera's square picture, `size` pixels high, one over the other."""
         axes = data.geom_xmat.reshape(-1, 3, 3).transpose(0, 2, 1)  # (ngeom, axis, xyz)
         centers = data.geom_xpos - data.cam_xpos[camera]  # as seen from the eye, in world axes
         boxes = centers + np.einsum("ga,gax->gx", self._center, axes)

@@ -33,7 +33,7 @@ class LiberoSpec(EnvironmentSpec):
         settle_steps: No-op steps with the gripper open before the first observation, in which
             objects come to rest.
         cameras: Observation keys of the cameras that a policy sees.
-        mode: `exact` runs LIBERO's own stepping; `fast` comes to the same bits with a quarter of
+        mode: `exact` runs LIBERO's own stepping; `fast` gives the same bits with a quarter of
             the work (docs/performance.md has where that was compared).
         render: `full` gives LIBERO's own pixels; `light` draws meshes with fewer triangles and
             without shadows and reflections, several times as fast in software. Train and evaluate

@@ -44,14 +44,14 @@ class OpenVLAPolicy(PolicyAdapter):
             suite's name will do.
         adapter: A published LoRA adapter to start from, with its heads if it has some: a folder
             here or on the hub.
-        lora: The adapter to make where none is given; None for none.
+        lora: The adapter to create if none is loaded; None for no adapter.
         forward: `prefix_cache` runs the prompt on its own and without gradient, as RIPT-VLA does;
             `single_pass` runs everything at once, as the checkpoints were trained.
         executed_actions: Actions executed of each chunk of 8.
         cameras: The images the checkpoint was trained on, in that order.
         proprio: Whether the checkpoint was trained with the robot's state.
         precision: Of the base's weights; heads are float32.
-        quantization: Stores the language model's weights in so many bits; needs bitsandbytes.
+        quantization: Stores the language model's weights in 8 or 4 bits; needs bitsandbytes.
         gradient_checkpointing: Computes activations again in the backward pass: less memory.
         device: Where the weights go; by default the GPU of this process, if there is one.
 
@@ -115,7 +115,7 @@ class OpenVLAPolicy(PolicyAdapter):
 
     @abstractmethod
     def _choose(self, prediction: Any, noise: Tensor | None) -> Tensor:
-        """What to record as the decision, of what the model says of B of them."""
+        """What to record as B decisions, given the model's prediction."""
 
     @abstractmethod
     def _score(self, prediction: Any, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ class OpenVLAPolicy(PolicyAdapter):
         return self._score(self.predict(record), record["chosen"])
 
     def predict(self, record: Mapping[str, Tensor]) -> Any:
-        """What the model says of N recorded decisions."""
+        """The model's prediction for N recorded decisions."""
         return self.model(
             record["input_ids"],
             record["attention_mask"],

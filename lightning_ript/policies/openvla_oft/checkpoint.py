@@ -110,7 +110,7 @@ def load_openvla_tokens(
     quantization: Quantization | None = None,
     proprio: bool = False,
 ) -> OpenVLATokens:
-    """As `load_openvla`, a directory without an action head: it says actions as tokens.
+    """As `load_openvla`, for a directory without an action head: its actions are tokens.
 
     The language model's head is of `head_dtype`.
     """

@@ -25,7 +25,7 @@ class TextConfig:
     """Sizes of the Llama.
 
     Published files state only what departs from Llama-2-7b, so the defaults are its sizes; written
-    out here, lest a later transformers have others. Llama-2-7b itself was trained with an epsilon
+    out here, in case a later transformers has others. Llama-2-7b itself was trained with an epsilon
     of 1e-5 (`rms_norm_eps`): the published models' own code runs it with 1e-6, and so do we.
     """
 
@@ -90,7 +90,7 @@ class OpenVLAConfig:
         """Reads the contents of a published config.json.
 
         Raises:
-            ValueError: The kind of model is not supported; says in what.
+            ValueError: The kind of model is not supported; the message says why.
         """
         text = {**contents.get("text_config", {})}
         known = {f.name for f in fields(TextConfig)}

@@ -31,8 +31,8 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         statistics: The data set of the checkpoint whose statistics map states and actions: a
             suite's name will do.
         scale_head: RIPT-VLA's scale head, a file here or on the hub; None for a fresh one, which
-            wants the callback `ScaleHeadPretraining`.
-        sampling_scale: Samples from so many times the Laplace's scale (RIPT-VLA: 5, Spatial 2).
+            the callback `ScaleHeadPretraining` has to train.
+        sampling_scale: Multiplies the Laplace's scale when sampling (RIPT-VLA: 5, Spatial 2).
         score: Which density a sampled action's log-probability is of: `full`, the head's own, as
             the reference has it; or `sampled`, the one that it was drawn from.
         dimension_aggregation: What becomes a token, with a ratio of its own: each action of a

@@ -18,7 +18,7 @@ from lightning_ript.policies.sampling import sample_tokens
 
 
 class OpenVLATokenPolicy(OpenVLAPolicy):
-    """OpenVLA-OFT that says each of a chunk's 8 x 7 numbers as one of 256 tokens; a LoRA learns.
+    """OpenVLA-OFT that predicts each of a chunk's 8 x 7 numbers as a token of 256; a LoRA learns.
 
     The softmax over a token's bins is its distribution, so log-probabilities are exact. Defaults
     are of the published checkpoints of this kind (SimpleVLA-RL, arXiv 2509.09674): they see one
@@ -29,7 +29,7 @@ class OpenVLATokenPolicy(OpenVLAPolicy):
         statistics: The data set of the checkpoint whose statistics map states and actions: a
             suite's name will do.
         adapter: A LoRA adapter to start from, a folder here or on the hub.
-        lora: The adapter to make where none is given; None for none, to evaluate.
+        lora: The adapter to create if none is loaded; None to evaluate without one.
         forward: `single_pass` runs everything at once, as the checkpoints were trained;
             `prefix_cache` runs the prompt on its own and without gradient.
         cameras: The images the checkpoint was trained on, in that order.

@@ -75,7 +75,8 @@ class LoraSizes:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is not a LoRA's, or of a kind that is not supported; says in what.
+            ValueError: It is not a LoRA's, or of a kind that is not supported; the message says
+                why.
         """
         if not path.is_file():
             raise FileNotFoundError(f"There is no {path}: name the folder of a LoRA")
@@ -94,7 +95,7 @@ class LoraSizes:
         used += [] if contents.get("bias", "none") == "none" else ["bias"]
         if used or isinstance(targets, str):
             what = ", ".join(used) or "target_modules as a pattern"
-            raise ValueError(f"{path} wants {what}, which is not supported")
+            raise ValueError(f"{path} asks for {what}, which is not supported")
         return sizes
 
     def peft(self) -> LoraConfig:
@@ -240,7 +241,7 @@ def save_lora(model: OpenVLA, folder: str | Path, base: str = "", write: bool = 
 
 
 def _config(model: OpenVLA, base: str) -> dict[str, Any]:
-    """What adapter_config.json says.
+    """The content of adapter_config.json.
 
     Only what every version of PEFT knows: the one that the published adapters were made with
     refuses a file with later versions' settings.
@@ -270,7 +271,7 @@ def _read_headers(model: OpenVLA, folder: Path) -> list[tuple[nn.Module, dict[st
     heads = model.published_heads()
     if not heads and path.is_file():
         raise ValueError(
-            f"{path} holds heads, but the model says actions as tokens: it is another's adapter"
+            f"{path} holds heads, but the model predicts tokens: the adapter is for another kind"
         )
     if not heads:
         return []

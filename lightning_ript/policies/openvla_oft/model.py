@@ -26,7 +26,7 @@ STOP_TOKEN = 2
 
 # A tuple, since FSDP and DDP look for tensors that want gradients only in what pytrees are made of.
 class Prediction(NamedTuple):
-    """What the model says of B decision steps.
+    """What the model predicts for B decision steps.
 
     Attributes:
         mean: Normalized actions, (B, 8, 7) float32; mean and median of the Laplace.
@@ -120,7 +120,7 @@ class OpenVLA(nn.Module):
     def unused(self, forward: Forward) -> tuple[str, ...]:
         """What the names of parameters begin with that a forward pass gives no gradient.
 
-        DDP waits for a gradient of every parameter that wants one.
+        DDP waits for a gradient of every parameter that requires one.
         """
         names = []
         if forward == "prefix_cache":

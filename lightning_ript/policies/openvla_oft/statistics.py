@@ -1,9 +1,9 @@
 """From the simulator's numbers to the model's and back.
 
 A fine-tuned checkpoint carries, per data set it was trained on, the 1st and 99th percentile of
-every number of the robot's state and actions; the model sees and says them mapped to [-1, 1]. The
-gripper has three conventions: in LIBERO's actions -1 = open and 1 = close; in the model's 1 = open
-and 0 = close, not mapped by percentiles; in the state two positions of fingers (m).
+every number of the robot's state and actions; the model sees and predicts them mapped to [-1, 1].
+The gripper has three conventions: in LIBERO's actions -1 = open and 1 = close; in the model's 1 =
+open and 0 = close, not mapped by percentiles; in the state two positions of fingers (m).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Statistics:
         return self.proprio.normalize(proprio(observations)).float()
 
     def environment_actions(self, predicted: Tensor) -> Tensor:
-        """LIBERO's actions (..., 7) of what the model says, its gripper either open or closed.
+        """LIBERO's actions (..., 7) from the model's, with the gripper either open or closed.
 
         Position and rotation may exceed [-1, 1]: the simulator clips them.
         """
@@ -85,7 +85,7 @@ class Statistics:
         return torch.cat([actions[..., :6], gripper], -1)
 
     def target_actions(self, actions: Tensor) -> Tensor:
-        """What the model should say of a demonstration's actions (..., 7), as it was trained."""
+        """What the model should predict for demonstrated actions (..., 7), as it was trained."""
         gripper = 1 - actions[..., 6:].clamp(0, 1)
         return self.actions.normalize(torch.cat([actions[..., :6], gripper], -1))
 

@@ -21,7 +21,7 @@ FULL_SIZE = QueSTConfig()
 
 
 class QueSTPolicy(PolicyAdapter):
-    """QueST whose prior is to be improved; encoders and autoencoder stay as they are.
+    """QueST, of which RIPT trains the prior; encoders and autoencoder stay as they are.
 
     Acts and scores without dropout and with the image encoders' running statistics, whatever mode
     its owner is in: the context of a decision is then the same in every pass over a rollout. The
@@ -104,7 +104,7 @@ class QueSTPolicy(PolicyAdapter):
         """Refuses an environment that shows or takes something else.
 
         Raises:
-            ValueError: It does; says in what.
+            ValueError: It does; the message says how.
         """
         config = self.model.config
         wanted = {

@@ -18,7 +18,7 @@ from lightning_ript.policies.quest.augmentation import jitter_colors, translate
 Batch = dict[str, Any]
 """A batch of `DemonstrationDataModule`: its docstring has the shapes."""
 
-_FEW_TOKENS = 8  # With so few different tokens, the prior has next to nothing to choose from.
+_FEW_TOKENS = 8  # With no more tokens than these, the prior has hardly anything to choose from.
 
 
 class DemonstrationTraining(L.LightningModule):
@@ -167,8 +167,9 @@ class SupervisedFineTuning(DemonstrationTraining):
         lr: Learning rate at the start.
         min_lr: Learning rate at the end; a cosine over all optimizer steps lies between.
         weight_decay: Decay of AdamW; biases and norms are exempt.
-        color_jitter: Strength of the colour augmentation, 0 to 0.5; 0 for none.
-        translation: Width of the range of random shifts in pixels, 4 for -2 to 2; 0 for none.
+        color_jitter: Strength of the colour augmentation, 0 to 0.5; 0 turns it off.
+        translation: Width of the range of random shifts in pixels, 4 for -2 to 2; 0 turns it
+            off.
 
     Raises:
         ValueError: A setting is out of range, or the policy has no checkpoint.
