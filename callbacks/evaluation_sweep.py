@@ -108,7 +108,7 @@ class EvaluationSweep(Callback):
             rows: list[Row] = []
             with _datamodule(trainer).make_pool(environment) as pool:
                 for seed in self.seeds:
-                    result = self._evaluate(trainer, pl_module, name, pool, seed)
+                    result = self._evaluate(trainer, pl_module, name=name, pool=pool, seed=seed)
                     facts = {"iteration": iteration, "environment": name, "seed": seed}
                     rows += result_rows(result, facts)
             total = pooled(rows)

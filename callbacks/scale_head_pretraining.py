@@ -168,7 +168,7 @@ def trainable_copy(head: LaplaceScaleHead) -> LaplaceScaleHead:
     with torch.device("meta"):
         fresh = LaplaceScaleHead(head.log_b_head.in_features)
     for name, value in head.named_parameters():
-        assign(fresh, name, whole(value.detach()), value.device, value.dtype)
+        assign(fresh, name, value=whole(value.detach()), device=value.device, dtype=value.dtype)
     return fresh.requires_grad_(True)
 
 

@@ -81,7 +81,15 @@ def run_evaluation(
 
     with (
         acting(policy, num_workers),
-        closing(run_episodes(policy, pool, episodes(), max_steps, forward_context)) as stream,
+        closing(
+            run_episodes(
+                policy,
+                pool,
+                episodes=episodes(),
+                max_steps=max_steps,
+                forward_context=forward_context,
+            )
+        ) as stream,
     ):
         for rollout in stream:
             interrupt()

@@ -140,7 +140,15 @@ def run_episodes(
                 deciding.append(slot)
                 observations.append(answer)
             if deciding:
-                _decide(policy, pool, deciding, observations, running, max_steps, forward_context)
+                _decide(
+                    policy,
+                    pool,
+                    slots=deciding,
+                    observations=observations,
+                    running=running,
+                    max_steps=max_steps,
+                    forward_context=forward_context,
+                )
     finally:
         pool.drain()
 
@@ -260,7 +268,11 @@ def collect_groups(
         return not dynamic_sampling or is_informative(group.rewards)
 
     # However the loop ends, closing abandons what still runs.
-    with closing(run_episodes(policy, pool, episodes(), max_steps, forward_context)) as stream:
+    with closing(
+        run_episodes(
+            policy, pool, episodes=episodes(), max_steps=max_steps, forward_context=forward_context
+        )
+    ) as stream:
         for rollout in stream:
             n = rollout.context.index
             finished[n].append(rollout)

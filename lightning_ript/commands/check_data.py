@@ -102,11 +102,11 @@ def inspect(file: Path) -> FileReport:
     if len(sizes) > 1:
         problems.append("images of different sizes")
     return FileReport(
-        file,
-        len(found),
-        sum(each.num_samples for each in found),
-        " ".join(sorted(sizes)),
-        tuple(problems),
+        file=file,
+        demonstrations=len(found),
+        steps=sum(each.num_samples for each in found),
+        images=" ".join(sorted(sizes)),
+        problems=tuple(problems),
     )
 
 

@@ -130,7 +130,9 @@ def collect_demos(
             total=wanted, initial=wanted - missing, desc="demonstrations", unit="demo"
         )
         with pool, bar:
-            failures = [_collect_task(writer, demos, seed, pool, bar) for writer in writers]
+            failures = [
+                _collect_task(writer, demos, seed=seed, pool=pool, bar=bar) for writer in writers
+            ]
     results = []
     for writer, failed in zip(writers, failures, strict=True):
         log.info("%s: %d demonstrations, %d failed attempts.", writer.path, writer.count, failed)

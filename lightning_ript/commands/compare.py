@@ -166,11 +166,11 @@ def read_run(folder: Path) -> Run:
     reports = [*sorted(path.parent.glob("evaluation/epoch=*.json")), before]
     how = [EvaluationResult.read(report) for report in reports if report.is_file()]
     return Run(
-        folder,
-        history,
-        evaluations,
-        tuple(dict.fromkeys(caveat for result in how for caveat in result.caveats)),
-        how[0].metadata["sampled_actions"] if how else None,
+        path=folder,
+        history=history,
+        evaluations=evaluations,
+        caveats=tuple(dict.fromkeys(caveat for result in how for caveat in result.caveats)),
+        sampled_actions=how[0].metadata["sampled_actions"] if how else None,
     )
 
 
@@ -219,11 +219,11 @@ def summarize(arm: Arm) -> Row:
     last = [run.last.overall for run in evaluated if run.last is not None]
     rates = [result.rate for result in last]
     total = TaskResult(
-        "all tasks",
-        "",
-        sum(result.episodes for result in last),
-        sum(result.successes for result in last),
-        0.0,
+        task="all tasks",
+        language="",
+        episodes=sum(result.episodes for result in last),
+        successes=sum(result.successes for result in last),
+        mean_steps=0.0,
     )
     numbers = found(total)
     means = Curve(arm.name, [run.tests() for run in arm.runs]).means()
@@ -288,7 +288,12 @@ def curve_rows(arms: Sequence[Arm]) -> list[Row]:
         for run in arm.runs:
             tests, rollouts = run.tests(), run.rollouts()
             for iteration in sorted(tests.keys() | rollouts.keys()):
-                result = tests.get(iteration, TaskResult("", "", 0, 0, float("nan")))
+                result = tests.get(
+                    iteration,
+                    TaskResult(
+                        task="", language="", episodes=0, successes=0, mean_steps=float("nan")
+                    ),
+                )
                 numbers = found(result)
                 if not result.episodes:
                     numbers = dict.fromkeys(numbers)

@@ -91,7 +91,13 @@ def as_markdown(summary: dict[str, Any]) -> str:
 
 
 def _cells(result: dict[str, Any]) -> str:
-    counted = TaskResult("", "", result["episodes"], result["successes"], result["mean_steps"])
+    counted = TaskResult(
+        task="",
+        language="",
+        episodes=result["episodes"],
+        successes=result["successes"],
+        mean_steps=result["mean_steps"],
+    )
     low, high = counted.interval()
     return " | ".join(
         [

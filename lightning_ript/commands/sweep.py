@@ -162,7 +162,13 @@ class SweepCLI(RIPTCLI):
             )
         environments = environments_of(datamodule.environment, self.sweep.suites)
         cells = [
-            Cell(path, suite, seed, environment, f"{evaluation_folder(path)}/{suite}-seed{seed}")
+            Cell(
+                checkpoint=path,
+                suite=suite,
+                seed=seed,
+                environment=environment,
+                name=f"{evaluation_folder(path)}/{suite}-seed{seed}",
+            )
             for path in self.sweep.checkpoints
             for suite, environment in environments.items()
             for seed in seeds

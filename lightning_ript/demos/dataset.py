@@ -89,7 +89,13 @@ def load(
                 name: np.ascontiguousarray(found[()][steps][:, up])
                 for name, found in pictures.items()
             }
-    return Trajectory(demonstration, instruction, steps, tuple(cameras), arrays)
+    return Trajectory(
+        demonstration=demonstration,
+        instruction=instruction,
+        steps=steps,
+        cameras=tuple(cameras),
+        arrays=arrays,
+    )
 
 
 def busy_steps(actions: np.ndarray) -> np.ndarray:

@@ -138,7 +138,13 @@ def demonstrations_in(path: str | Path, data: h5py.Group) -> list[Demonstration]
             key=lambda name: int(name.removeprefix("demo_")),
         )
         demonstrations = [
-            Demonstration(Path(path), name, len(data[name]["actions"]), language, upside_down)
+            Demonstration(
+                file=Path(path),
+                name=name,
+                num_samples=len(data[name]["actions"]),
+                language=language,
+                upside_down=upside_down,
+            )
             for name in names
         ]
         for name in names:

@@ -50,7 +50,9 @@ def check_contract(
         _check_shapes(decisions, size)
         _check_scores(policy, decisions, tolerance)
         _check_gradients(policy, decisions)
-        _check_independence(policy, observations, tasks, noise, decisions, tolerance)
+        _check_independence(
+            policy, observations, tasks=tasks, noise=noise, decisions=decisions, tolerance=tolerance
+        )
         _check_greedy(policy, observations, tasks, tolerance)
     finally:
         policy.train(training)

@@ -95,7 +95,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: Colour) -> None:
             axes.plot(sorted(run), rates, color=colour, linewidth=0.7, alpha=0.5)
     if band := curve.band():
         low, high = zip(*band.values(), strict=True)
-        draw_band(axes, list(band), low, high, colour)
+        draw_band(axes, list(band), low=low, high=high, colour=colour)
     means = curve.means()
     label = f"{curve.name} (mean of {len(curve.runs)} runs)" if several else curve.name
     axes.plot(list(means), list(means.values()), "o-", color=colour, markersize=4, label=label)

@@ -46,7 +46,7 @@ def draw_learning_curve(
     if evaluations:
         x, results = zip(*evaluations, strict=True)
         low, high = zip(*(result.interval() for result in results), strict=True)
-        draw_band(axes, x, low, high, "tab:blue")
+        draw_band(axes, x, low=low, high=high, colour="tab:blue")
         episodes = results[-1].overall.episodes
         axes.plot(
             x,

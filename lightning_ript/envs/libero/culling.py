@@ -79,7 +79,7 @@ class Culling:
             frame = _frame(top, axes[mirror, :2], self._half[mirror, :2])
             mirrored |= self._inside(np.concatenate([pyramid, frame]), images, turned)
         whole = View(seen | mirrored, reflections=True)
-        bounds = self._bounds(mirrors, boxes, axes, sight, slope, size)
+        bounds = self._bounds(mirrors, boxes, axes=axes, sight=sight, slope=slope, size=size)
         if bounds is None:
             return [whole]
         (left, right), (bottom, above) = bounds

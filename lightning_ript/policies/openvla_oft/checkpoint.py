@@ -91,7 +91,16 @@ def load_openvla(
         path = local_file(scale_head)
         return [*parts, (model.scale_head, scale_weights(read_tensors(path), path), path)]
 
-    model = _load(OpenVLAOFT, place, heads, device, dtype, head_dtype, quantization, proprio)
+    model = _load(
+        OpenVLAOFT,
+        place,
+        heads=heads,
+        device=device,
+        dtype=dtype,
+        head_dtype=head_dtype,
+        quantization=quantization,
+        proprio=proprio,
+    )
     if scale_head is None:
         log.info("no scale head is given: a fresh one gives actions their density")
         fresh = LaplaceScaleHead(model.config.text.hidden_size)
@@ -123,7 +132,16 @@ def load_openvla_tokens(
             )
         return []
 
-    return _load(OpenVLATokens, place, heads, device, dtype, head_dtype, quantization, proprio)
+    return _load(
+        OpenVLATokens,
+        place,
+        heads=heads,
+        device=device,
+        dtype=dtype,
+        head_dtype=head_dtype,
+        quantization=quantization,
+        proprio=proprio,
+    )
 
 
 def _load(
@@ -159,8 +177,10 @@ def _load(
 
     for module, weights, _ in parts:
         for name, value in weights.items():
-            assign(module, name, value, device, head_dtype)
-    _stream(model, paths, device, dtype, head_dtype, quantization)
+            assign(module, name, value=value, device=device, dtype=head_dtype)
+    _stream(
+        model, paths, device=device, dtype=dtype, head_dtype=head_dtype, quantization=quantization
+    )
     return model.eval()
 
 
@@ -254,11 +274,13 @@ def _stream(
                 if name.endswith(COMPUTED):
                     continue
                 if name.startswith(model.precise):
-                    assign(base, name, contents.get_tensor(key), device, head_dtype)
+                    assign(
+                        base, name, value=contents.get_tensor(key), device=device, dtype=head_dtype
+                    )
                 elif quantizer is not None and quantizer.takes(name):
                     quantizer.place(name, contents.get_tensor(key), device)
                 else:
-                    assign(base, name, contents.get_tensor(key), device, dtype)
+                    assign(base, name, value=contents.get_tensor(key), device=device, dtype=dtype)
     llama = base.language_model.model
     # The one thing that no file holds; in float32 whatever the weights are. Older transformers have
     # one in each layer, too, without using it.

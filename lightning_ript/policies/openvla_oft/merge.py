@@ -72,7 +72,9 @@ def merge_lora(
     places: dict[str, str] = {}
     total = 0
     for path in paths:
-        merged = _merged(path, lora / WEIGHTS, layers, sizes.alpha / sizes.r, dtype)
+        merged = _merged(
+            path, lora / WEIGHTS, layers=layers, scaling=sizes.alpha / sizes.r, dtype=dtype
+        )
         _write(merged, folder / path.name)
         places.update(dict.fromkeys(merged, path.name))
         total += sum(value.nbytes for value in merged.values())

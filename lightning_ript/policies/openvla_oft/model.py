@@ -216,11 +216,11 @@ class OpenVLA(nn.Module):
         return run_layers(
             self.base.language_model.model,
             embeddings,
-            attend,
-            positions,
-            prefix,
+            attend=attend,
+            positions=positions,
+            prefix=prefix,
             # Whether it is in training mode tells nothing: RIPT learns in eval mode.
-            self.gradient_checkpointing,
+            checkpointing=self.gradient_checkpointing,
         )
 
 
@@ -247,7 +247,9 @@ class OpenVLAOFT(OpenVLA):
         forward: Forward = "prefix_cache",
     ) -> Prediction:
         """Predicts the next eight actions and how much they spread, from what `hidden` takes."""
-        hidden = self.hidden(input_ids, attention_mask, pixel_values, proprio, forward)
+        hidden = self.hidden(
+            input_ids, attention_mask, pixel_values=pixel_values, proprio=proprio, forward=forward
+        )
         features = hidden[:, : CHUNK * ACTION_DIM].reshape(len(hidden), CHUNK, -1)
         mean = self.action_head(features.to(self.action_head.model.fc1.weight.dtype))
         log_scale = self.scale_head(features.to(self.scale_head.log_b_head.weight.dtype))
@@ -294,7 +296,9 @@ class OpenVLATokens(OpenVLA):
         Bins are the last tokens before the vocabulary's padding, from the last one on: bin k is
         token 31999 - k.
         """
-        hidden = self.hidden(input_ids, attention_mask, pixel_values, proprio, forward)
+        hidden = self.hidden(
+            input_ids, attention_mask, pixel_values=pixel_values, proprio=proprio, forward=forward
+        )
         end = self.config.text.vocab_size - self.config.pad_to_multiple_of
         head = self.base.language_model.lm_head
         logits = head(hidden[:, : CHUNK * ACTION_DIM].to(head.weight.dtype))
