@@ -79,6 +79,9 @@ class EvaluationSweep(Callback):
             )
         for environment in self.environments.values():
             datamodule.check_environment(environment)
+            datamodule.learner.policy.check_spaces(
+                environment.observation_space, environment.action_space
+            )
         environments = [datamodule.environment, *self.environments.values()]
         tasks = [task for environment in environments for task in environment.tasks()]
         datamodule.learner.policy.prepare(tasks)  # the data module has prepared it for its own only

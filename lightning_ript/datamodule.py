@@ -248,6 +248,8 @@ class RolloutDataModule(L.LightningDataModule):
             self.contexts.check(self.environment)
             self._iteration = -1
             RolloutDataModule._fits += 1
+        policy, shown = self.learner.policy, self.environment
+        policy.check_spaces(shown.observation_space, shown.action_space)
         self.learner.prepare_tasks(self.environment.tasks())
 
     def check_environment(self, environment: EnvironmentSpec) -> None:
@@ -262,7 +264,6 @@ class RolloutDataModule(L.LightningDataModule):
         """
         environment.check()
         check_workers(environment, self.num_workers)
-        self.learner.policy.check_spaces(environment.observation_space, environment.action_space)
 
     @property
     def pool(self) -> EnvironmentPool:

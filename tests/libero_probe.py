@@ -46,7 +46,8 @@ def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
             seen, _, success, _ = env.step(action)
             successes.append(success)
         states.append(env.get_sim_state())
-        images.append([seen[REFERENCE_KEYS[key]] for key in REFERENCE_KEYS if "rgb" in key])
+        # LIBERO's own images begin with the bottom row.
+        images.append([seen[REFERENCE_KEYS[key]][::-1] for key in REFERENCE_KEYS if "rgb" in key])
         proprioception.append(lowdim({k: seen[v] for k, v in REFERENCE_KEYS.items()}))
     env.close()
     return {

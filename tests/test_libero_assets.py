@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from lightning_ript.callbacks.evaluation_report import describe_environment
 from lightning_ript.envs.libero import LiberoSpec, assets, graphics
 
 
@@ -54,8 +53,11 @@ def test_assets_are_settled_once_for_the_workers_too(nothing, monkeypatch):
     assert sent == spec
     assert sent.found_assets == spec.found_assets
     assert sent.found_assets.standin
-    assert describe_environment(sent)["standin_assets"]
+    assert sent.describe()["standin_assets"]
+    assert sent.caveats() == (assets.STANDIN_CAVEAT,)
+    assert sent.describe()["caveats"] == [assets.STANDIN_CAVEAT]
     assert not LiberoSpec("libero_object").found_assets.standin
+    assert LiberoSpec("libero_object").caveats() == ()
 
 
 def test_only_libero_object_has_standins(nothing):
