@@ -78,9 +78,10 @@ class ReachEnvironment:
         pass
 
     def _observe(self):
+        agent, wrist = (self._rng.integers(0, 256, self._shape, np.uint8)[::-1] for _ in range(2))
         return {
-            "agentview_rgb": self._rng.integers(0, 256, self._shape, np.uint8),
-            "eye_in_hand_rgb": self._rng.integers(0, 256, self._shape, np.uint8),
+            "agentview_rgb": np.ascontiguousarray(agent),
+            "eye_in_hand_rgb": np.ascontiguousarray(wrist),
             "ee_pos": self._place.astype(np.float32),
             "ee_quat": np.array([1, 0, 0, 0], np.float32),
             "gripper_states": np.array([0.04, -0.04], np.float32),
