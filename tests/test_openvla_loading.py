@@ -211,7 +211,7 @@ def peak(device):
             highest = max(highest, resident())
             time.sleep(0.002)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     model = checkpoint.load_openvla(sys.argv[1], device=device)
     done = True
@@ -221,9 +221,9 @@ def peak(device):
 checkpoint.load_openvla(sys.argv[2])  # whatever is imported on the way counts for neither
 place = checkpoint.assign
 
-def read_and_place(module, name, value, *to):
+def read_and_place(module, name, *, value, **to):
     value.amax()
-    place(module, name, value, *to)
+    place(module, name, value=value, **to)
 
 # "meta" stands for a GPU: what arrives there takes no memory here, but it has been read.
 checkpoint.assign = read_and_place

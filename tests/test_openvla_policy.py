@@ -60,15 +60,35 @@ def test_it_keeps_the_contract(folder, forward, aggregation):
     check_contract(policy, observations(3), [TASKS[0], TASKS[1], TASKS[0]])
 
 
-def test_sampled_scores_are_of_the_wider_density(folder):
-    noise = torch.full((1, 8, 7), 0.5)  # the mean itself
-    scores = [
-        make(folder, score=score, sampling_scale=5.0)
-        .act(observations(1), TASKS[:1], noise)
-        .log_probs
-        for score in ("full", "sampled")
-    ]
-    torch.testing.assert_close(scores[0] - scores[1], torch.full((1, 8), 7 * math.log(5)))
+@pytest.mark.parametrize(
+    ("log_scale", "distance", "full", "sampled"),
+    [  # 5 e^s ln 2; -ln 2 - c - distance e^-c with c = s within [-2, 0.5]; -2 ln 2 - s - ln 5
+        (-5.0, 0.0233519, 1.1343040, 2.0042677),
+        (-3.0, 0.1725488, 0.0318798, 0.0042677),
+        (0.0, 3.4657359, -4.1588831, -2.9957323),
+        (1.0, 9.4208469, -6.9071797, -3.9957323),
+    ],
+)
+@pytest.mark.parity(
+    "OpenVLA-OFT: drawing actions",
+    "Laplace with exp(log scale) x factor, the log scale not clipped",
+)
+def test_actions_are_drawn_from_the_scale_that_is_predicted(
+    log_scale, distance, full, sampled, folder
+):
+    """The clip to [-2, 0.5] is for the score alone."""
+    noise = torch.full((1, 8, 7), 0.75)  # the distribution's upper quartile: b ln 2 above the mean
+    for score, expected in (("full", full), ("sampled", sampled)):
+        policy = make(folder, score=score, sampling_scale=5.0)
+        torch.nn.init.zeros_(policy.model.scale_head.log_b_head.weight)
+        torch.nn.init.constant_(policy.model.scale_head.log_b_head.bias, log_scale)
+        drawn = policy.act(observations(1), TASKS[:1], noise)
+        mean = policy.act(observations(1), TASKS[:1], None)
+        moved = drawn.record["chosen"] - mean.record["chosen"]
+        torch.testing.assert_close(moved, torch.full((1, 8, 7), distance), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            drawn.log_probs, torch.full((1, 8), 7 * expected), atol=1e-4, rtol=1e-5
+        )
 
 
 def test_only_what_learns_and_the_scale_head_is_saved(folder):

@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_ript.envs.libero.culling import Culling, View, casts_shadows
 from lightning_ript.envs.libero.decimation import decimated_meshes
-from lightning_ript.envs.libero.graphics import CAMERAS, Render
+from lightning_ript.envs.libero.graphics import CAMERAS, Render, Textures
 
 _HIDDEN_GROUP = mujoco.mjNGROUP - 1  # not drawn by default, and used by nothing in LIBERO
 _REFLECTION = mujoco.mjtRndFlag.mjRND_REFLECTION
@@ -25,15 +25,21 @@ class Cameras:
         size: Height and width in pixels.
         render: `full` draws LIBERO's meshes; `light` draws them with fewer triangles and without
             shadows and reflections.
+        textures: `linear` takes the numbers in texture files as they are, as MuJoCo did up to
+            3.3.2; `srgb` converts those of files that say they are sRGB, as it does since.
     """
 
-    def __init__(self, sim: Any, size: int, render: Render = "full") -> None:
+    def __init__(
+        self, sim: Any, size: int, render: Render = "full", textures: Textures = "linear"
+    ) -> None:
         self._sim = sim
         self._size = size
         self._model = model = sim.model._model
         self._data = sim.data._data
         self._context = context = sim._render_context_offscreen
         context.gl_ctx.make_current()
+        if textures == "linear":  # before the textures are uploaded, which `_resize` does again
+            model.tex_colorspace[:] = mujoco.mjtColorSpace.mjCOLORSPACE_LINEAR
         if render == "light":
             context.scn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             context.scn.flags[_REFLECTION] = 0

@@ -137,7 +137,11 @@ class LiberoEnvironment:
                 self._simulations.popitem(last=False)[1].close()
             log.info("compiling LIBERO's task %d of %s: %s.", task.index, task.suite, task.name)
             self._simulations[task.name] = TaskSimulation(
-                task, self._spec.image_size, self._spec.mode, self._spec.render
+                task,
+                image_size=self._spec.image_size,
+                mode=self._spec.mode,
+                render=self._spec.render,
+                textures=self._spec.textures,
             )
         self._simulations.move_to_end(task.name)
         return self._simulations[task.name]

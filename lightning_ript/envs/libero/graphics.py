@@ -14,6 +14,7 @@ CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"
 """Observation key -> name of the camera in LIBERO's models."""
 
 Render = Literal["full", "light"]
+Textures = Literal["linear", "srgb"]
 
 _DEVICE = "MUJOCO_EGL_DEVICE_ID"
 _LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}

@@ -21,7 +21,7 @@ from robosuite.utils.observables import Observable, sensor
 
 from lightning_ript.envs.libero.cameras import Cameras
 from lightning_ript.envs.libero.fast_step import FastStepper
-from lightning_ript.envs.libero.graphics import Render
+from lightning_ript.envs.libero.graphics import Render, Textures
 from lightning_ript.envs.libero.suites import bddl_path
 from lightning_ript.types import Observation, Perturbation, Task
 
@@ -42,10 +42,16 @@ class TaskSimulation:
         image_size: Height and width of the images.
         mode: `exact` steps as robosuite does, `fast` with one forward pass per substep.
         render: How the cameras are drawn.
+        textures: How the colours in texture files are read.
     """
 
     def __init__(
-        self, task: Task, image_size: int, mode: Literal["exact", "fast"], render: Render
+        self,
+        task: Task,
+        image_size: int,
+        mode: Literal["exact", "fast"],
+        render: Render,
+        textures: Textures = "linear",
     ) -> None:
         with numpy_seed(0):  # the constructor draws, and `seed` sets, NumPy's global generator
             self.libero = OffScreenRenderEnv(
@@ -65,7 +71,7 @@ class TaskSimulation:
         self._fingers = np.array(self.robot._ref_gripper_joint_pos_indexes)
         self._grip_site = self.robot.eef_site_id
         self._hand = self.problem.sim.model.body_name2id(self.robot.robot_model.eef_name)
-        self._cameras = Cameras(self.problem.sim, image_size, render)
+        self._cameras = Cameras(self.problem.sim, image_size, render, textures)
         self._physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
         mujoco.mj_getState(self.model, self.data, self._physics, _PHYSICS)
         self._site_rgba = self.model.site_rgba.copy()

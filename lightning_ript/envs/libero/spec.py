@@ -13,7 +13,7 @@ from gymnasium import spaces
 from lightning_ript.envs.base import Environment, EnvironmentSpec
 from lightning_ript.envs.libero import graphics
 from lightning_ript.envs.libero.assets import STANDIN_CAVEAT, Assets, resolve_assets
-from lightning_ript.envs.libero.graphics import CAMERAS, Render
+from lightning_ript.envs.libero.graphics import CAMERAS, Render, Textures
 from lightning_ript.envs.libero.suites import find_tasks, init_states
 from lightning_ript.types import Context, Task
 
@@ -38,6 +38,9 @@ class LiberoSpec(EnvironmentSpec):
         render: `full` gives LIBERO's own pixels; `light` draws meshes with fewer triangles and
             without shadows and reflections, several times as fast in software. Train and evaluate
             with the same; checkpoints from elsewhere want `full`.
+        textures: `linear` draws the colours that published data and checkpoints have, those of
+            MuJoCo up to 3.3.2; `srgb` the darker ones that MuJoCo draws by default since, for
+            policies that were trained on them.
         assets: Folder of LIBERO's assets; None to look for them (see `assets.resolve_assets`).
         init_joint_noise: Standard deviation (rad) of the noise on the arm's joints in sampled
             resets; 0.02 is what the benchmark's own initial states carry.
@@ -52,6 +55,7 @@ class LiberoSpec(EnvironmentSpec):
     cameras: tuple[str, ...] = tuple(CAMERAS)
     mode: Mode = "fast"
     render: Render = "full"
+    textures: Textures = "linear"
     assets: str | None = None
     init_joint_noise: float = 0.02
     max_compiled: int = 2
@@ -121,7 +125,8 @@ class LiberoSpec(EnvironmentSpec):
             )
         if unknown := set(self.cameras) - set(CAMERAS):
             raise ValueError(f"no camera {unknown.pop()!r}: choose from {', '.join(CAMERAS)}.")
-        for name, choices in (("mode", get_args(Mode)), ("render", get_args(Render))):
+        for name, choice in (("mode", Mode), ("render", Render), ("textures", Textures)):
+            choices = get_args(choice)
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, but must be {' or '.join(choices)}."

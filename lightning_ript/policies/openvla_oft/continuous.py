@@ -32,9 +32,11 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
             suite's name will do.
         scale_head: RIPT-VLA's scale head, a file here or on the hub; None for a fresh one, which
             the callback `ScaleHeadPretraining` has to train.
-        sampling_scale: Multiplies the Laplace's scale when sampling (RIPT-VLA: 5, Spatial 2).
-        score: Which density a sampled action's log-probability is of: `full`, the head's own, as
-            the reference has it; or `sampled`, the one that it was drawn from.
+        sampling_scale: Multiplies the Laplace's scale when sampling (RIPT-VLA: 5, Spatial 2); the
+            head's scale as it is, not clipped.
+        score: Which density a sampled action's log-probability is of: `full`, the head's own with
+            log b clipped to [-2, 0.5], as the reference has it; or `sampled`, the one that the
+            action was drawn from, which is neither clipped nor without `sampling_scale`.
         dimension_aggregation: What becomes a token, with a ratio of its own: each action of a
             chunk, by the `sum` or `mean` over its dimensions, or each number (`per_dimension`).
         head_lr: Learning rate of the action head; by default the optimizer's.
@@ -123,17 +125,17 @@ class OpenVLAOFTPolicy(OpenVLAPolicy):
         """Normalized actions (B, 8, 7)."""
         if noise is None:
             return prediction.mean
-        log_scale = laplace.clip_log_scale(prediction.log_scale)
         mean = prediction.mean
-        return laplace.sample(mean, log_scale, noise.to(mean), self.sampling_scale)
+        return laplace.sample(mean, prediction.log_scale, noise.to(mean), self.sampling_scale)
 
     def _normalized_actions(self, chosen: Tensor) -> Tensor:
         return chosen
 
     def _score(self, prediction: Prediction, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = laplace.clip_log_scale(prediction.log_scale)
         if self.score == "sampled":
-            log_scale = log_scale + math.log(self.sampling_scale)
+            log_scale = prediction.log_scale + math.log(self.sampling_scale)
+        else:
+            log_scale = laplace.clip_log_scale(prediction.log_scale)
         log_probs = laplace.log_prob(chosen, prediction.mean, log_scale)
         return (
             laplace.aggregate(log_probs, self.dimension_aggregation),

@@ -20,7 +20,7 @@ LOG_SCALE_MAX = 0.5
 def clip_log_scale(
     log_scale: Tensor, low: float = LOG_SCALE_MIN, high: float = LOG_SCALE_MAX
 ) -> Tensor:
-    """Keeps log b within what RIPT-VLA allows."""
+    """Clips log b as RIPT-VLA does for the score. It draws from the scale that is not clipped."""
     return log_scale.clamp(low, high)
 
 
@@ -29,7 +29,7 @@ def sample(mean: Tensor, log_scale: Tensor, uniform: Tensor, scale_factor: float
 
     Args:
         mean: (...), float.
-        log_scale: log b, (...).
+        log_scale: log b, (...), as the scale head predicts it.
         uniform: Noise in [0, 1), (...).
         scale_factor: Samples from a scale that many times b. RIPT-VLA explores with 5 (Spatial: 2)
             and yet scores with b itself.
