@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import sys
 
+import mujoco
 import numpy as np
 
 from lightning_ript.envs.libero import LiberoSpec
@@ -28,6 +29,13 @@ REFERENCE_KEYS = {
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (CHUNKS, CHUNK, 7))
 
 
+def linear_textures(sim, size):
+    """Lets LIBERO's own environment draw the colours of published data."""
+    sim.model._model.tex_colorspace[:] = mujoco.mjtColorSpace.mjCOLORSPACE_LINEAR
+    sim._render_context_offscreen.gl_ctx.make_current()
+    sim._render_context_offscreen.update_offscreen_size(size, size)  # uploads the textures again
+
+
 def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
     """LIBERO's own environment, stepped by itself."""
     from libero.libero.envs import OffScreenRenderEnv
@@ -37,6 +45,7 @@ def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
     )
     env.seed(0)
     env.reset()
+    linear_textures(env.env.sim, size)
     env.set_init_state(state)
     for _ in range(10):
         env.step(np.array([0.0, 0, 0, 0, 0, 0, -1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from types import SimpleNamespace
 import mujoco
 import numpy as np
 import pytest
+from real_assets import REAL_ASSETS
 
 from lightning_ript.envs.libero.expert import PickPlaceExpert, Shape, Stage
 
 ROOT = Path(__file__).parent.parent
-REAL_ASSETS = Path(os.environ.get("LIBERO_ASSETS_PATH", "../shared/libero-assets"))
 
 SCENE = """
 <mujoco>

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_assets import REAL_ASSETS
 
 from lightning_ript.envs.libero.assets import ASSETS_VARIABLE
 
 ROOT = Path(__file__).parents[1]
-ASSETS = Path(os.environ.get(ASSETS_VARIABLE, ROOT / "../shared/libero-assets"))
 TASKS = {  # arena and what moves in it: suite, task
     "table-drawers": ("libero_spatial", 4),
     "table-stove": ("libero_goal", 7),
@@ -25,11 +25,11 @@ TASKS = {  # arena and what moves in it: suite, task
 @pytest.fixture(scope="module", params=TASKS)
 def seen(request, tmp_path_factory):
     """What tests/arena_probe.py saw of one task."""
-    if not (ASSETS / "scenes").is_dir():
-        pytest.skip(f"no LIBERO assets in {ASSETS}: set {ASSETS_VARIABLE}")
+    if not (REAL_ASSETS / "scenes").is_dir():
+        pytest.skip(f"no LIBERO assets in {REAL_ASSETS}: set {ASSETS_VARIABLE}")
     suite, index = TASKS[request.param]
     output = tmp_path_factory.mktemp("arena") / "seen.npz"
-    command = [sys.executable, str(ROOT / "tests/arena_probe.py"), str(ASSETS.resolve())]
+    command = [sys.executable, str(ROOT / "tests/arena_probe.py"), str(REAL_ASSETS.resolve())]
     done = subprocess.run(
         [*command, suite, str(index), str(output)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"},

@@ -16,6 +16,7 @@ def nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(assets, "libero_root", lambda: tmp_path / "package")
+    monkeypatch.setattr(assets, "PACKAGE", "no_such_package_of_assets")
     monkeypatch.setattr(assets, "_download", lambda: None)
     return tmp_path
 
@@ -36,6 +37,11 @@ def test_the_order_of_sources(nothing, monkeypatch):
     assert assets.resolve_assets(None, "libero_goal").path == cached
     installed = pack(nothing / "package" / "assets")
     assert assets.resolve_assets(None, "libero_goal").path == installed
+    pack(nothing / "packages" / "of_the_registry" / "assets")
+    monkeypatch.syspath_prepend(nothing / "packages")
+    monkeypatch.setattr(assets, "PACKAGE", "of_the_registry")
+    packaged = nothing / "packages" / "of_the_registry" / "assets"
+    assert assets.resolve_assets(None, "libero_goal").path == packaged
     variable = pack(nothing / "variable")
     monkeypatch.setenv(assets.ASSETS_VARIABLE, str(variable))
     assert assets.resolve_assets(None, "libero_goal").path == variable
@@ -61,7 +67,10 @@ def test_assets_are_settled_once_for_the_workers_too(nothing, monkeypatch):
 
 
 def test_only_libero_object_has_standins(nothing):
-    with pytest.raises(FileNotFoundError, match=r"libero_goal needs LIBERO's assets.*hf download"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"libero_goal needs LIBERO's assets.*pip install 'lightning-ript\\[assets\\]'",
+    ):
         assets.resolve_assets(None, "libero_goal")
 
 

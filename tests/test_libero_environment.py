@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_assets import REAL_ASSETS
 
 from lightning_ript.envs.libero import LiberoSpec, graphics
 from lightning_ript.envs.libero.assets import ASSETS_VARIABLE, FOLDERS, cache_folder
 from lightning_ript.types import Perturbation
 
 ROOT = Path(__file__).parents[1]
-REAL_ASSETS = Path(os.environ.get(ASSETS_VARIABLE, ROOT / "../shared/libero-assets"))
 
 
 @pytest.fixture(autouse=True)

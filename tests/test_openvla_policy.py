@@ -1,7 +1,5 @@
 """OpenVLA-OFT behind the policy interface, with a tiny random model in the published format."""
 
-import math
-
 import numpy as np
 import pytest
 import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from typing import Any
 import mujoco
 import numpy as np
 import pytest
+from real_assets import REAL_ASSETS
 
 from lightning_ript.envs.libero.standins import OBJECTS, build_standins
 from lightning_ript.envs.libero.standins.pack import pack_files
 from lightning_ript.envs.libero.suites import bddl_path, init_states, suite_tasks
 
 SUITE = "libero_object"
-REAL_ASSETS = Path(os.environ.get("LIBERO_ASSETS_PATH", "../shared/libero-assets"))
 NO_OP = [0.0] * 6 + [-1.0]
 SETTLED = (0, 24, 49)  # the states that also take the settling steps
 

