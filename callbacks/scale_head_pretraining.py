@@ -37,7 +37,8 @@ class ScaleHeadPretraining(Callback):
     Every process does the same work, without communication, and takes what rank zero has learned.
 
     Args:
-        data: Demonstrations, with blocks of 8 actions; those it holds out are the test.
+        data: Demonstrations, with blocks of 8 actions, each after the observation that it is paired
+            with; those it holds out are the test.
         epochs: Passes over them.
         lr: Learning rate of Adam.
         cache_gib: Memory for what the head sees, in GiB; a step of the 7 B model takes 0.0004.
@@ -65,6 +66,12 @@ class ScaleHeadPretraining(Callback):
                 f"ScaleHeadPretraining.data has block_size {data.block_size}, only_actions "
                 f"{data.only_actions} and lowdim {data.lowdim}: set them to {CHUNK}, false "
                 f"and {list(STATE)}."
+            )
+        if not data.before_action:
+            raise ValueError(
+                "ScaleHeadPretraining.data has before_action false, but OpenVLA-OFT was trained on "
+                "the observation before each action, and LIBERO's files hold the one after it: set "
+                "it to true."
             )
         self.data, self.epochs, self.lr = data, epochs, lr
         self.cache_gib, self.seed = cache_gib, seed

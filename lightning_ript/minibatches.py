@@ -29,12 +29,14 @@ class LearningSchedule:
             so that no step rests on a small remainder.
         decisions_per_microbatch: Decision steps per forward pass at most.
         loss_aggregation: "token" weighs every token alike, "sequence" every episode.
+        minibatch_parts: With "token", parts of a minibatch whose token means are averaged.
     """
 
     passes: int
     episodes_per_minibatch: int
     decisions_per_microbatch: int
     loss_aggregation: LossAggregation
+    minibatch_parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,6 @@ class MinibatchSchedule:
         self._mine, self._filler, self._schedule = mine, filler, schedule
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._num_tokens = filler.old_log_probs.shape[1]
-        lengths = torch.tensor(mine.lengths, dtype=torch.long)
-        self._episode_length = lengths.repeat_interleave(lengths)  # of each decision's episode
         self._first_row: dict[tuple[int, int], int] = {}
         row = 0
         for episode in episodes:
@@ -148,26 +148,40 @@ class MinibatchSchedule:
                 yield from self._microbatches(minibatch)
 
     def _microbatches(self, minibatch: list[KeptEpisode]) -> Iterator[Minibatch]:
-        by_episode = self._schedule.loss_aggregation == "sequence"
-        tokens = sum(episode.decisions for episode in minibatch) * self._num_tokens
-        normalizer = float(len(minibatch) if by_episode else tokens)
-        mine = [
-            torch.arange(episode.decisions) + self._first_row[episode.number, episode.k]
-            for episode in minibatch
-            if episode.rank == self._rank
-        ]
-        rows = torch.cat(mine) if mine else torch.empty(0, dtype=torch.long)
+        parts = self._parts(minibatch)
+        tokens = [sum(e.decisions for e in part) * self._num_tokens for part in parts]
+        # One part: the sum over tokens divided by their number, with weights that are exactly 1.
+        normalizer = float(len(parts) if len(parts) > 1 else tokens[0])
+        rows, shares = [torch.empty(0, dtype=torch.long)], [torch.empty(0)]
+        for number, part in enumerate(parts):
+            share = 1.0 / tokens[number] if len(parts) > 1 else 1.0
+            for episode in part:
+                if episode.rank == self._rank:
+                    first = self._first_row[episode.number, episode.k]
+                    rows.append(torch.arange(episode.decisions) + first)
+                    shares.append(torch.full((episode.decisions,), share))
+        mine, weights = torch.cat(rows), torch.cat(shares)
         count = self._num_microbatches(minibatch)
-        for i, part in enumerate(rows.tensor_split(count)):
-            yield self._microbatch(part, normalizer, is_last=i == count - 1)
+        pieces = zip(mine.tensor_split(count), weights.tensor_split(count), strict=True)
+        for i, (some, theirs) in enumerate(pieces):
+            yield self._microbatch(some, theirs, normalizer, is_last=i == count - 1)
 
-    def _microbatch(self, rows: Tensor, normalizer: float, is_last: bool) -> Minibatch:
+    def _parts(self, minibatch: list[KeptEpisode]) -> list[list[KeptEpisode]]:
+        """The parts of a minibatch whose token means are averaged."""
+        if self._schedule.loss_aggregation == "sequence":
+            return [[episode] for episode in minibatch]
+        count = min(self._schedule.minibatch_parts, len(minibatch))
+        return [
+            [minibatch[i] for i in part] for part in np.array_split(range(len(minibatch)), count)
+        ]
+
+    def _microbatch(
+        self, rows: Tensor, shares: Tensor, normalizer: float, is_last: bool
+    ) -> Minibatch:
         decisions = self._mine[rows] if len(rows) else self._filler
-        weights = torch.ones_like(decisions.old_log_probs)
-        if not len(rows):
-            weights.zero_()
-        elif self._schedule.loss_aggregation == "sequence":
-            weights /= (self._episode_length[rows] * self._num_tokens).unsqueeze(-1)
+        weights = torch.zeros_like(decisions.old_log_probs)
+        if len(rows):
+            weights += shares.unsqueeze(-1)
         return Minibatch(
             record=decisions.record,
             old_log_probs=decisions.old_log_probs,

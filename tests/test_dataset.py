@@ -168,6 +168,36 @@ def test_idle_steps_are_left_out(tmp_path):
                     assert np.array_equal(value, everything[step][kind][name])
 
 
+@pytest.mark.parity(
+    area="Demonstrations",
+    point="Which observation OpenVLA-OFT's scale head sees with an action",
+    reference="the one before it (data replayed in the simulator)",
+)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_actions_meet_the_observation_before_them(in_memory, tmp_path):
+    """Observation t - 1 with action t of published files; of our own, what the file pairs."""
+    file = write_demonstrations(tmp_path / "published_demo.hdf5", lengths=(6, 6))
+    with h5py.File(file, "a") as opened:
+        opened["data/demo_0/actions"][:, 0] = [0, 0.1, 0.2, 0, 0.4, 0.5]
+        opened["data/demo_0/actions"][:, 1:] = 0
+    stored = data(file).training
+    settings = {"before_action": True, "in_memory": in_memory}
+    moved = data(file, **settings).training
+    assert len(moved) == 5
+    busy = data(file, skip_idle=True, **settings).training
+    assert [busy[i]["actions"][0, 0] for i in range(4)] == pytest.approx([0.1, 0.2, 0.4, 0.5])
+    for ours, seen in ((moved, (0, 1, 2, 3, 4)), (busy, (0, 1, 3, 4))):
+        for index, step in enumerate(seen):
+            assert ours[index]["actions"][0, 0] == stored[step + 1]["actions"][0, 0]
+            for kind in ("images", "lowdim"):
+                for name, value in ours[index][kind].items():
+                    assert np.array_equal(value, stored[step][kind][name])
+    ours = write_demonstrations(tmp_path / "ours_demo.hdf5", lengths=(6, 6))
+    with h5py.File(ours, "a") as opened:
+        opened["data"].attrs["observations"] = "before"
+    assert len(data(ours, **settings).training) == 6
+
+
 def test_what_is_kept_in_memory(tmp_path):
     file = write_demonstrations(tmp_path / "mine_demo.hdf5")
     (first, *_) = data(file).training.trajectories

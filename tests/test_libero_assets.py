@@ -69,7 +69,7 @@ def test_assets_are_settled_once_for_the_workers_too(nothing, monkeypatch):
 def test_only_libero_object_has_standins(nothing):
     with pytest.raises(
         FileNotFoundError,
-        match=r"libero_goal needs LIBERO's assets.*pip install 'lightning-ript\\[assets\\]'",
+        match=r"libero_goal needs LIBERO's assets.*\[assets\]",
     ):
         assets.resolve_assets(None, "libero_goal")
 

@@ -174,6 +174,45 @@ def test_token_and_sequence_means_by_hand(make_group):
     assert loss("sequence") == pytest.approx(-(1 - 1) / 2, abs=1e-6)
 
 
+@pytest.mark.parity(
+    area="Loss",
+    point="QueST on 3 GPUs: Goal, Long, Object, Spatial",
+    reference="average over GPUs of the mean over tokens of 2 episodes each",
+    ours="the same, for any number of GPUs: `minibatch_parts: 3`, of any rank's episodes",
+)
+def test_parts_of_a_minibatch_by_hand(make_group):
+    """Token means of parts are averaged, whoever holds the episodes."""
+    group = make_group(0, [1, 0, 1, 0], [1, 3, 2, 4])
+    advantages = group_advantages("leave_one_out", [group])
+    lengths = [1, 3, 2, 4]
+    starts = [0, 1, 4, 6]
+    (schedule,) = schedules([[group]], passes=1, minibatch_parts=2)
+    order = [episode.k for episode in schedule.minibatches[0][0]]
+    expected = 0.0
+    for part in (order[:2], order[2:]):  # mean over tokens of two episodes; the ratio is 1
+        gained = sum(lengths[k] * advantages[starts[k]].item() for k in part)
+        expected -= gained / sum(lengths[k] for k in part) / 2
+    total = sum(
+        clipped_surrogate(
+            b.old_log_probs, b.old_log_probs, b.advantages, b.weights, b.normalizer
+        ).loss.item()
+        for b in schedule
+    )
+    assert total == pytest.approx(expected, abs=1e-6)
+    assert abs(expected) > 0.01
+
+
+def test_ranks_do_not_change_the_gradient_of_parts(groups):
+    alone = gradients([groups], minibatch_parts=3)
+    assert not torch.allclose(alone, gradients([groups]), rtol=1e-3)
+    a, b, c = groups
+    for holdings in ([[a, b], [c]], [[a, b, c], []]):
+        shared = gradients(holdings, minibatch_parts=3)
+        torch.testing.assert_close(shared, alone, rtol=1e-6, atol=1e-9)
+    each = gradients([groups], minibatch_parts=4)
+    torch.testing.assert_close(each, gradients([groups], loss_aggregation="sequence"))
+
+
 def test_flattening_keeps_the_order_of_rollouts(groups):
     decisions = flatten(groups)
     assert decisions.lengths == (4, 7, 2, 1, 9, 3, 5, 5, 6)

@@ -68,8 +68,14 @@ def test_it_keeps_the_contract(folder, forward, aggregation):
     ],
 )
 @pytest.mark.parity(
-    "OpenVLA-OFT: drawing actions",
-    "Laplace with exp(log scale) x factor, the log scale not clipped",
+    area="Sampling",
+    point="OpenVLA-OFT's draws",
+    reference="Laplace with exp(log scale) x factor, the log scale as the head predicts it",
+)
+@pytest.mark.parity(
+    area="Sampling",
+    point="OpenVLA-OFT's score",
+    reference="Laplace with exp(log scale), the log scale clipped to [-2, 0.5]",
 )
 def test_actions_are_drawn_from_the_scale_that_is_predicted(
     log_scale, distance, full, sampled, folder

@@ -46,14 +46,27 @@ ACTING = {
 }
 AUTOENCODER = {
     "model": MODEL | {"lr": 1e-4, "min_lr": 1e-5, "weight_decay": 1e-4},
-    "data": {"batch_size": 256, "block_size": 32, "only_actions": True},
+    "data": {
+        "batch_size": 256,
+        "block_size": 32,
+        "only_actions": True,
+        "demonstrations_per_file": None,
+        "validation_fraction": 0,
+    },
     "trainer": {"max_epochs": 100},
 }
 SFT = {
     "model": MODEL | ACTING | {"lr": 1e-4, "min_lr": 1e-5, "color_jitter": 0.3, "translation": 4},
-    "data": {"batch_size": 128, "block_size": 32},
-    "trainer": {"max_epochs": 20},
+    "data": {
+        "batch_size": 128,
+        "block_size": 32,
+        "validation_fraction": 0,
+        "before_action": False,
+    },
+    "trainer": {"max_epochs": 200},
 }
+ALL_OF_THEM = {"data": {"demonstrations_per_file": None}, "model": {"decoder_weight": 0.0}}
+LIBERO_90_SFT = SFT | {"trainer": {"max_epochs": 20}}
 RIPT = {
     "model": MODEL
     | ACTING
@@ -61,7 +74,6 @@ RIPT = {
         "advantage": "leave_one_out",
         "passes": 20,
         "episodes_per_minibatch": 6,
-        "loss_aggregation": "token",
         "clip_low": 0.2,
         "clip_high": 0.2,
         "kl_coefficient": 0.0,
@@ -70,7 +82,6 @@ RIPT = {
         "optimizer.lr": 1e-6,
         "optimizer.betas": [0.9, 0.999],
         "optimizer.weight_decay": 1e-4,
-        "scheduler.class_path": "torch.optim.lr_scheduler.CosineAnnealingLR",
     },
     "data": {
         "rollouts_per_context": 8,
@@ -85,11 +96,18 @@ RIPT = {
     "trainer": {"reload_dataloaders_every_n_epochs": 1},
 }
 SMALL_SUITES = {
-    "model": {"scheduler.T_max": 20, "scheduler.eta_min": 9e-7},
+    "model": {
+        "loss_aggregation": "token",
+        "minibatch_parts": 3,
+        "scheduler.class_path": "torch.optim.lr_scheduler.CosineAnnealingLR",
+        "scheduler.T_max": 20,
+        "scheduler.eta_min": 9e-7,
+        "scheduler_interval": 2,
+    },
     "trainer": {"max_epochs": 30, "check_val_every_n_epoch": 1},
 }
 LIBERO_90 = {
-    "model": {"scheduler.T_max": 6, "scheduler.eta_min": 1e-8},
+    "model": {"loss_aggregation": "sequence", "scheduler": None},
     "trainer": {"max_epochs": 15, "check_val_every_n_epoch": 3},
 }
 
@@ -118,13 +136,30 @@ def check(config, *expected):
             assert value(config[section], name) == number, f"{section}.{name}"
 
 
+@pytest.mark.parity(
+    area="QueST",
+    point="Epochs of SFT",
+    reference="200; LIBERO-90: 20; all 50 demonstrations",
+)
+@pytest.mark.parity(
+    area="Loss",
+    point="QueST on 6 GPUs: LIBERO-90",
+    reference="mean over episodes of each one's mean over tokens (one per GPU)",
+    ours="the same: `loss_aggregation: sequence`",
+)
+@pytest.mark.parity(
+    area="Schedule",
+    point="QueST's learning rate",
+    reference="cosine, T_max 20 to 9e-7, a step every second iteration; LIBERO-90: constant 1e-6",
+)
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_stages_of_a_suite(suite, capsys):
     """Each stage takes the same suite and goes on from the stage before."""
     autoencoder = resolved(capsys, "autoencoder", f"{suite}/autoencoder")
     check(autoencoder, AUTOENCODER, {"data": {"files": [f"datasets/{suite}"]}})
     sft = resolved(capsys, "sft", f"{suite}/sft")
-    check(sft, SFT, {"data": {"files": [f"datasets/{suite}"]}})
+    stage = LIBERO_90_SFT if suite == "libero_90" else SFT
+    check(sft, stage, ALL_OF_THEM, {"data": {"files": [f"datasets/{suite}"]}})
     last = f"{autoencoder['run_dir']}/checkpoints/last.ckpt"
     assert value(sft["model"], "policy.checkpoint") == last
     ript = resolved(capsys, "ript", f"{suite}/ript")
@@ -139,13 +174,23 @@ def test_the_stages_of_a_suite(suite, capsys):
     assert len({config["run_dir"] for config in (autoencoder, sft, ript)}) == 3
 
 
+@pytest.mark.parity(
+    area="QueST, supervised",
+    point="Few demonstrations: start and length",
+    reference="LIBERO-90's autoencoder, 200 epochs",
+)
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 10])
 def test_few_demonstrations(count, capsys):
     suite = "libero_10"
     few = [f"--data.init_args.demonstrations_per_file={count}"]
     sft = resolved(capsys, "sft", f"{suite}/sft", "few_shot/sft", more=few)
     files = {"files": [f"datasets/{suite}"], "demonstrations_per_file": count}
-    check(sft, SFT, {"data": files | {"validation_fraction": 0}})
+    autoencoder = resolved(capsys, "autoencoder", "libero_90/autoencoder")["run_dir"]
+    decoder = {
+        "decoder_weight": 10.0,
+        "policy.checkpoint": f"{autoencoder}/checkpoints/last.ckpt",
+    }
+    check(sft, SFT, {"data": files, "model": decoder})
     few = [f"--data.init_args.contexts.per_task={count}"]
     ript = resolved(capsys, "ript", f"{suite}/ript", "few_shot/ript", more=few)
     contexts = {"contexts.per_task": count, "contexts.files": [f"datasets/{suite}"]}
@@ -157,7 +202,7 @@ def test_few_demonstrations(count, capsys):
 def test_transfer(kind, capsys):
     """The source's autoencoder and SFT, SFT on one demonstration of the target, RIPT there."""
     source = resolved(capsys, "sft", "transfer/source_sft")
-    check(source, SFT)
+    check(source, SFT, ALL_OF_THEM)
     check(resolved(capsys, "autoencoder", "transfer/source_autoencoder"), AUTOENCODER)
     sft = resolved(capsys, "sft", f"transfer/{kind}_sft")
     start = {"policy.checkpoint": f"{source['run_dir']}/checkpoints/last.ckpt"}
@@ -183,6 +228,17 @@ def _scene_and_goal(file):
     return name.removesuffix(task.language.replace(" ", "_")), task.language
 
 
+@pytest.mark.parity(
+    area="Loss",
+    point="OpenVLA-OFT",
+    reference="mean over episodes of each one's mean over its actions",
+    ours="the same: `loss_aggregation: sequence`",
+)
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Settings of the four suites",
+    reference="published configurations",
+)
 @pytest.mark.parametrize(
     ("suite", "lr", "scale", "steps", "tasks"),
     [
@@ -203,6 +259,8 @@ def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
         "advantage": "leave_one_out",
         "passes": 1,
         "episodes_per_minibatch": 16,
+        "loss_aggregation": "sequence",
+        "scheduler": None,
         "clip_low": 0.1,
         "clip_high": 0.1,
         "max_grad_norm": 1.0,

@@ -86,6 +86,46 @@ def trainer(tmp_path, **settings):
     )
 
 
+@pytest.mark.parity(
+    area="QueST, supervised",
+    point="Few demonstrations: the decoder",
+    reference="learns as well, by the L1 loss of sampled tokens' actions, weight 10",
+)
+def test_the_decoder_is_tuned_by_what_it_makes_of_drawn_tokens(policy, demonstrations):
+    batch = next(iter(data(demonstrations).train_dataloader()))
+    frozen = SupervisedFineTuning(policy, translation=0, color_jitter=0).eval().metrics(batch)
+    assert set(frozen) == {"loss", "accuracy"}
+    autoencoder = policy.model.autoencoder
+    assert not any(p.requires_grad for p in autoencoder.parameters())
+    module = SupervisedFineTuning(policy, translation=0, color_jitter=0, decoder_weight=10.0)
+    assert autoencoder.decoder.training
+    assert not autoencoder.encoder.training
+    module.eval()
+    torch.manual_seed(3)
+    metrics = module.metrics(batch)
+    torch.testing.assert_close(metrics["cross_entropy"], frozen["loss"])
+    torch.testing.assert_close(
+        metrics["loss"], metrics["cross_entropy"] + 10 * metrics["decoder_error"]
+    )
+    metrics["loss"].backward()
+    learns = {
+        name.split(".")[0] for name, p in autoencoder.named_parameters() if p.grad is not None
+    }
+    assert learns == {"decoder"}
+    # By hand: tokens from the softmax over all logits, mean absolute error of what they decode to.
+    images = {name: module._prepare(value) for name, value in batch["images"].items()}
+    with torch.no_grad():
+        embedded = policy.embed(batch["language"])
+        context = policy.model.encode_context(images, batch["lowdim"], embedded)
+        indices = policy.model.action_indices(batch["actions"])
+        logits = policy.model.prior_logits(context, indices)
+        torch.manual_seed(3)
+        flat = logits.softmax(-1).flatten(0, 1)
+        drawn = torch.multinomial(flat, 1, replacement=True).view(indices.shape)
+        error = (policy.model.decode(drawn) - batch["actions"]).abs().mean()
+    torch.testing.assert_close(metrics["decoder_error"], error)
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_items_are_what_the_file_holds(demonstrations, in_memory):
     module = data(demonstrations, in_memory=in_memory)

@@ -145,6 +145,18 @@ def test_an_iteration_without_any_advantage_changes_nothing_but_time(tmp_path):
     assert entry["metrics"]["train/ratio"] == pytest.approx(1)
 
 
+def test_the_schedule_may_step_every_second_iteration(tmp_path):
+    settings = [
+        "--model.init_args.scheduler=torch.optim.lr_scheduler.StepLR",
+        "--model.init_args.scheduler.step_size=1",
+        "--model.init_args.scheduler.gamma=0.5",
+        "--model.init_args.scheduler_interval=2",
+    ]
+    fit(tmp_path, 5, *SGD, *settings)
+    rates = [entry["metrics"]["train/lr"] for entry in history(tmp_path)]
+    assert [rate / rates[0] for rate in rates] == pytest.approx([1, 1, 0.5, 0.5, 0.25])
+
+
 def test_groups_of_parameters_have_rates_and_norms_of_their_own(tmp_path):
     settings = [
         "--model.init_args.policy=block_policy.BlockPolicy",

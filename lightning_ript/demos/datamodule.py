@@ -44,6 +44,9 @@ class DemonstrationDataModule(L.LightningDataModule):
             published with, or all that the files hold where they lack some of that. OpenVLA-OFT
             needs `[ee_pos, ee_ori, gripper_states]`.
         cameras: Images to read, by the names in the files; the default is as for `lowdim`.
+        before_action: Pair each action with the observation before it, as OpenVLA-OFT was trained.
+            By default pairs are as the file has them: LIBERO's published files hold the observation
+            after the action of the same index, and QueST was trained on that.
         skip_idle: Leave out the steps in which neither arm nor gripper does anything, as the data
             of OpenVLA-OFT does.
         in_memory: Read pictures once, too; a LIBERO task of 50 demonstrations takes about 0.7 GB.
@@ -62,6 +65,7 @@ class DemonstrationDataModule(L.LightningDataModule):
         only_actions: bool = False,
         lowdim: Sequence[str] | None = None,
         cameras: Sequence[str] | None = None,
+        before_action: bool = False,
         skip_idle: bool = False,
         in_memory: bool = False,
         num_workers: int = 0,
@@ -90,6 +94,7 @@ class DemonstrationDataModule(L.LightningDataModule):
         self.only_actions = only_actions
         self.lowdim = None if lowdim is None else tuple(lowdim)
         self.cameras = None if cameras is None else tuple(cameras)
+        self.before_action = before_action
         self.skip_idle = skip_idle
         self.in_memory = in_memory
         self.num_workers = num_workers
@@ -188,6 +193,7 @@ class DemonstrationDataModule(L.LightningDataModule):
                     cameras=cameras if self.cameras is None else self.cameras,
                     lowdim=tuple(lowdim) if self.lowdim is None else self.lowdim,
                     skip_idle=self.skip_idle,
+                    before_action=self.before_action,
                 )
                 for i in chosen
             ]

@@ -28,7 +28,7 @@ class Trajectory:
     Attributes:
         demonstration: Where it lies.
         instruction: What a policy is told.
-        steps: Their numbers in the file, (T,) int64.
+        steps: The numbers of their observations in the file, (T,) int64.
         cameras: The pictures that are wanted, by their names.
         arrays: `actions` (T, action_dim) float32; if observations are wanted, proprioception
             (T, width) float32; and if pictures are to be in memory as well, they, (T, H, W, 3)
@@ -51,6 +51,7 @@ def load(
     cameras: Sequence[str] = CAMERAS,
     lowdim: Sequence[str] = tuple(LOWDIM),
     skip_idle: bool = False,
+    before_action: bool = False,
 ) -> Trajectory:
     """Reads what belongs in memory, and checks the rest.
 
@@ -63,6 +64,8 @@ def load(
         cameras: Pictures to read.
         lowdim: Proprioception to read.
         skip_idle: Leave out the steps that `busy_steps` does.
+        before_action: Pair each action with the observation before it, whatever the file does. Of a
+            file that holds those after it, the first action is left out: nothing was seen before.
 
     Raises:
         ValueError: A dataset is missing or has another number of steps than there are actions.
@@ -78,6 +81,8 @@ def load(
         return found
 
     actions = np.asarray(dataset("actions"), np.float32)
+    if before_action and demonstration.observed_after:
+        actions = actions[1:]  # so that the action of index t meets what was seen after t - 1
     steps = busy_steps(actions) if skip_idle else np.arange(len(actions))
     arrays = {"actions": actions[steps]}
     if not only_actions:

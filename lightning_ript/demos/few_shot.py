@@ -10,8 +10,8 @@ import numpy as np
 def few_shot(file: Path, count: int, wanted: int | None) -> list[int]:
     """Chooses demonstrations evenly spaced over a file, the first and the last among them.
 
-    The reference spaces them evenly, too; that the ends are taken is our reading. 5 of 50 are those
-    numbered 0, 12, 24, 36 and 49, and 1 is the first.
+    As in the reference. Of 50 in a file, 5 are those numbered 0, 12, 24, 36 and 49, and 1 is the
+    first.
 
     Args:
         file: The file, for the error message.

@@ -2,7 +2,11 @@
 
 `<task name>_demo.hdf5` holds a group `data` with the task's attributes and groups `demo_0`,
 `demo_1`, ...: `actions`, `states`, `robot_states`, `rewards`, `dones` and the observations under
-`obs/`. The observation and state at step t are those before action t. Images are upside down.
+`obs/`. Images are upside down.
+
+In files of this project the observation of index t is the one before action t. In LIBERO's
+published files it is the one after it: their `create_dataset.py` steps, and then appends what it
+sees.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from lightning_ript.storage.files import replacing
 from lightning_ript.types import Task
 
 SETTINGS = "collection_settings"  # our own attribute; LIBERO's readers ignore it
+OBSERVED = "observations"  # our own, too: "before" or "after" the action of the same index
 CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
 LOWDIM = {"joint_states": 7, "ee_pos": 3, "gripper_states": 2}
 """Of what the files hold of the robot, what QueST was published with."""
@@ -65,6 +70,7 @@ class Demonstration:
         num_samples: Number of steps T.
         language: The instruction that the file carries.
         upside_down: Whether the file's images begin with the bottom row, as OpenGL's do.
+        observed_after: Whether an observation is the one after the action of the same index.
     """
 
     file: Path
@@ -72,6 +78,7 @@ class Demonstration:
     num_samples: int
     language: str
     upside_down: bool = True
+    observed_after: bool = True
 
     def read(self, dataset: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Reads steps of one dataset.
@@ -133,6 +140,9 @@ def demonstrations_in(path: str | Path, data: h5py.Group) -> list[Demonstration]
         language = json.loads(data.attrs["problem_info"])["language_instruction"]
         language = language if isinstance(language, str) else "".join(language)
         upside_down = data.attrs.get("macros_image_convention", "opengl") == "opengl"
+        # Files of version 0.1 do not say it, but have our settings.
+        default = "before" if SETTINGS in data.attrs else "after"
+        observed_after = data.attrs.get(OBSERVED, default) == "after"
         names = sorted(
             (name for name in data if name.startswith("demo_")),
             key=lambda name: int(name.removeprefix("demo_")),
@@ -144,6 +154,7 @@ def demonstrations_in(path: str | Path, data: h5py.Group) -> list[Demonstration]
                 num_samples=len(data[name]["actions"]),
                 language=language,
                 upside_down=upside_down,
+                observed_after=observed_after,
             )
             for name in names
         ]
@@ -295,6 +306,7 @@ class DemonstrationWriter:
             "bddl_file_content": text,
             "macros_image_convention": "opengl",
             "tag": "libero-v1",
+            OBSERVED: "before",
             SETTINGS: json.dumps(self._settings),
         }
 
