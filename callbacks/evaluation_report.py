@@ -78,7 +78,9 @@ def evaluation_name(trainer: L.Trainer, name: str | None) -> str:
 
 
 def _shown(result: EvaluationResult) -> str:
-    return "\n".join([evaluation_table(result), *result.caveats])
+    protocol = result.metadata["environment"].get("protocol")
+    how = [] if protocol is None else [f"Protocol: {protocol}."]
+    return "\n".join([evaluation_table(result), *how, *result.caveats])
 
 
 def _metadata(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from zipfile import is_zipfile
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -26,6 +26,7 @@ from lightning_ript.commands.errors import (
 )
 from lightning_ript.commands.old_names import with_current_names
 from lightning_ript.distributed.strategies import ShardedStrategy
+from lightning_ript.evaluation import SuccessRate
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.storage.hub import is_on_hub, local_file
 
@@ -95,7 +96,8 @@ class RIPTCLI(LightningCLI):
         settings = self.config_init[self.subcommand].trainer
         if settings.logger in (None, True):
             settings.logger = CSVLogger(run_dir, name="metrics")
-        callbacks = settings.callbacks or []
+        callbacks = [*(settings.callbacks or []), *self._tripwires(settings.callbacks or [])]
+        settings.callbacks = callbacks
         if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
             last = ModelCheckpoint(
                 Path(run_dir, _CHECKPOINTS),
@@ -106,6 +108,13 @@ class RIPTCLI(LightningCLI):
             )
             settings.callbacks = [*callbacks, *self._best(last.dirpath), last]
         return super().instantiate_trainer(**kwargs)
+
+    def _tripwires(self, callbacks: list[Callback]) -> list[Callback]:
+        from lightning_ript.callbacks import Tripwires
+
+        counts = isinstance(getattr(self.model, "success_rate", None), SuccessRate)
+        given = any(isinstance(callback, Tripwires) for callback in callbacks)
+        return [Tripwires()] if counts and not given else []
 
     def _best(self, folder: Any) -> list[ModelCheckpoint]:
         from lightning_ript.callbacks import BestCheckpoint

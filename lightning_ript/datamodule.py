@@ -341,8 +341,10 @@ class RolloutDataModule(L.LightningDataModule):
             rank_zero_warn(
                 f"All {self.max_contexts} contexts of iteration {iteration} gave "
                 "groups of equal rewards, so there is nothing to learn from: the run ends here. "
-                "The policy always fails or always succeeds on these contexts; a better start, "
-                "other contexts or more rollouts per context would change that."
+                "The policy always fails or always succeeds on these contexts. If it always fails, "
+                "check the statistics that scale actions, the images' orientation, the language "
+                "embedding, the gripper's sign and the controller's mode; else a better start, "
+                "other contexts or more rollouts per context would help."
             )
             if trainer.train_dataloader is not None:
                 raise StopIteration

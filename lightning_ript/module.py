@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -35,9 +36,11 @@ from lightning_ript.minibatches import (
     flatten,
     kept_episodes,
 )
+from lightning_ript.policies.agreement import allowed_log_ratio, check_agreement
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.policies.reference import ReferenceWeights
 from lightning_ript.ppo import Surrogate, SurrogateLoss, clipped_surrogate, kl_penalty
+from lightning_ript.storage.run_directory import diverged_path
 from lightning_ript.types import (
     DecisionBatch,
     Experience,
@@ -78,6 +81,9 @@ class RIPTLightningModule(L.LightningModule):
         kl_coefficient: Weight of the KL divergence to the starting policy; 0 turns it off.
         max_grad_norm: Gradients of each optimizer group are scaled down to this norm, unless the
             policy's group has a `max_grad_norm` of its own.
+        max_first_log_ratio: How far `act` and `log_prob` may differ on what has just been decided,
+            before the first optimizer step; by default what the precision explains (0.01 in
+            float32, 0.5 in bfloat16).
         optimizer: Makes the optimizer from the policy's parameter groups.
         scheduler: Makes a learning rate scheduler.
         scheduler_interval: Iterations from one step of the scheduler to the next.
@@ -106,6 +112,7 @@ class RIPTLightningModule(L.LightningModule):
         clip_high: float = 0.2,
         kl_coefficient: float = 0.0,
         max_grad_norm: float = 1.0,
+        max_first_log_ratio: float | None = None,
         optimizer: OptimizerCallable = _adamw,
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: int = 1,
@@ -151,6 +158,9 @@ class RIPTLightningModule(L.LightningModule):
         self.clip_low, self.clip_high = clip_low, clip_high
         self.kl_coefficient = kl_coefficient
         self.max_grad_norm = max_grad_norm
+        self.max_first_log_ratio = max_first_log_ratio
+        self._compared = False  # act and log_prob, since this process began to learn
+        self._diverged: Minibatch | None = None
         self._make_optimizer: Callable = optimizer
         self._make_scheduler: Callable | None = scheduler
         self.scheduler_interval = scheduler_interval
@@ -229,9 +239,10 @@ class RIPTLightningModule(L.LightningModule):
             self.reference.shard(self.policy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out what the policy reads from files of its own."""
+        """Leaves out what the policy reads from files of its own, and says what it is like."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if self._saved(name)}
+        checkpoint["policy"] = self.policy.described()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts it back as it is now, so that anything else that is missing is noticed."""
@@ -346,6 +357,7 @@ class RIPTLightningModule(L.LightningModule):
     def training_step(self, batch: Minibatch, batch_idx: int) -> None:
         """One forward and backward pass; steps the optimizer at the end of a minibatch."""
         log_probs, entropy = self.policy.log_prob(batch.record)
+        self._compare_once(log_probs, batch)
         surrogate = self.surrogate(
             log_probs=log_probs,
             old_log_probs=batch.old_log_probs,
@@ -380,6 +392,21 @@ class RIPTLightningModule(L.LightningModule):
         if batch.is_last:
             self._step()
 
+    def _compare_once(self, log_probs: Tensor, batch: Minibatch) -> None:
+        """Compares `log_prob` with `act` before the first optimizer step.
+
+        Raises:
+            ValueError: They disagree.
+        """
+        if self._compared:
+            return
+        allowed = self.max_first_log_ratio
+        if allowed is None:
+            mixed = str(self.trainer.precision_plugin.precision) == "bf16-mixed"
+            allowed = allowed_log_ratio(self.policy, torch.bfloat16 if mixed else None)
+        check_agreement(log_probs, batch.old_log_probs, batch.weights, allowed)
+        self._compared = batch.is_last
+
     def auxiliary_losses(self, batch: Minibatch) -> dict[str, Tensor]:
         """Losses of an extension beside the policy's: metric name -> loss of each token (N, T)."""
         return {}
@@ -391,6 +418,7 @@ class RIPTLightningModule(L.LightningModule):
             clip_gradients(group["params"], group.get("max_grad_norm", self.max_grad_norm))
             for group in optimizer.param_groups
         ]
+        self._check_finite(optimizer.param_groups, norms)
         self.grad_norm.update(torch.stack(norms[: self._policy_groups]).norm())
         for group, norm in zip(optimizer.param_groups, norms, strict=True):
             if "name" in group:
@@ -398,11 +426,37 @@ class RIPTLightningModule(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
 
+    def _check_finite(self, groups: Sequence[dict[str, Any]], norms: Sequence[Tensor]) -> None:
+        """Stops before a step that would ruin the weights; all ranks see the same norms.
+
+        Raises:
+            FloatingPointError: A gradient is not finite; the micro-batch is kept in a file.
+        """
+        names = [
+            str(group.get("name", number))
+            for number, (group, norm) in enumerate(zip(groups, norms, strict=True))
+            if not torch.isfinite(norm)
+        ]
+        if not names:
+            return
+        kept = ""
+        if self._diverged is not None:
+            path = diverged_path(self.trainer.default_root_dir, self.trainer.global_rank)
+            torch.save(vars(self._diverged), path)
+            kept = f" The micro-batch that it came from is in {path}."
+        raise FloatingPointError(
+            f"Iteration {self.current_epoch + 1}: the gradient of the parameter group "
+            f"{', '.join(names)} is not finite, so the optimizer did not step.{kept} Checkpoints "
+            "are of the iterations before."
+        )
+
     def _watch(self, batch: Minibatch, loss: Tensor, values: dict[str, Tensor]) -> None:
         if batch.weights.any():
             for name, value in values.items():
                 self.watched[name].update(value, batch.weights)
         self._loss_of_step += float(loss)
+        if not math.isfinite(self._loss_of_step) and self._diverged is None:
+            self._diverged = batch
         if batch.is_last:
             self.loss.update(self._loss_of_step)
             self._loss_of_step = 0.0

@@ -67,6 +67,38 @@ def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
     }
 
 
+def run_blind_reference(task, start, state, size):
+    """QueST's own evaluation: ten zero actions in another scene, then the state is set."""
+    from libero.libero.envs import OffScreenRenderEnv
+
+    env = OffScreenRenderEnv(
+        bddl_file_name=str(bddl_path(task)), camera_heights=size, camera_widths=size
+    )
+    env.seed(0)
+    env.reset()
+    linear_textures(env.env.sim, size)
+    env.set_init_state(start)
+    for _ in range(10):
+        seen, *_ = env.step(np.zeros(7))
+    env.set_init_state(state)
+    found = [seen]
+    for chunk in ACTIONS[:2]:
+        for action in chunk:
+            seen, *_ = env.step(action)
+        found.append(seen)
+    state = env.get_sim_state()
+    env.close()
+    images = [[s[REFERENCE_KEYS[k]][::-1] for k in REFERENCE_KEYS if "rgb" in k] for s in found]
+    return {"images": images, "state": state}
+
+
+def run_blind(env, context):
+    found = [env.reset(context)]
+    found += [env.step_chunk(chunk).observation for chunk in ACTIONS[:2]]
+    images = [[seen[key] for key in REFERENCE_KEYS if "rgb" in key] for seen in found]
+    return {"images": images, "state": env.sim_state()}
+
+
 def run_ours(env, context):
     env.reset(context)
     states, images, proprioception, successes = [], [], [], []
@@ -139,6 +171,14 @@ def main(assets, output):
     found["horizon_steps"] = exact.step_chunk(ACTIONS[0]).steps
     exact.close()
     keep("reference", run_reference(task, contexts[0].init_state, 64))
+
+    for mode in ("exact", "fast"):
+        blind = dataclasses.replace(spec, mode=mode, protocol="reference").make()
+        start = blind._simulation(task).sample_state(contexts[1].index, 0.0)
+        blind.reset(contexts[2])  # leaves no trace
+        keep(f"blind_{mode}", run_blind(blind, contexts[1]))
+        blind.close()
+    keep("blind_reference", run_blind_reference(task, start, contexts[1].init_state, 64))
 
     fast = dataclasses.replace(spec, mode="fast", render="light").make()
     keep("fast", run_ours(fast, contexts[0]))

@@ -16,6 +16,11 @@ from lightning_ript.advantages import estimate, group_normalized, leave_one_out,
         ([1, 1, 1], [0, 0, 0]),
     ],
 )
+@pytest.mark.parity(
+    area="Loss",
+    point="Advantage",
+    reference="reward minus the mean of the group's others",
+)
 def test_leave_one_out_subtracts_the_mean_of_the_others(rewards, expected):
     advantages = leave_one_out(torch.tensor(rewards, dtype=torch.float))
     torch.testing.assert_close(advantages, torch.tensor(expected, dtype=torch.float))

@@ -19,6 +19,11 @@ COMMANDS = [
     ("fit", ["quest/autoencoder"]),
     ("fit", ["quest/sft"]),
     ("fit", ["quest/ript", "quest/libero_goal/ript"]),
+    ("validate", ["quest/ript", "quest/libero_goal/ript", "quest/evaluation"]),
+    (
+        "validate",
+        [f"openvla_oft/{name}" for name in ("ript", "libero_goal", "tokens", "simplevla_rl")],
+    ),
     ("collect-demos", ["quickstart/demos"]),
     ("fit", ["quickstart/autoencoder", "quickstart/policy"]),
     ("fit", ["quickstart/sft", "quickstart/policy"]),

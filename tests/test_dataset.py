@@ -43,6 +43,11 @@ def openings(monkeypatch):
     return counted
 
 
+@pytest.mark.parity(
+    area="Demonstrations",
+    point="Which ones are the few",
+    reference="evenly spaced, both ends included",
+)
 def test_few_shot_selection():
     assert few_shot("f", 50, 5) == [0, 12, 24, 36, 49]
     assert few_shot("f", 50, 1) == [0]

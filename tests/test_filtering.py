@@ -10,6 +10,11 @@ from lightning_ript.filtering import is_informative
 @pytest.mark.parametrize(
     ("rewards", "kept"), [([1, 1, 1], False), ([0, 0], False), ([0, 1, 0], True), ([1, 0], True)]
 )
+@pytest.mark.parity(
+    area="Rollouts",
+    point="Dynamic sampling",
+    reference="groups of equal rewards are dropped",
+)
 def test_groups_of_equal_rewards_are_dropped(rewards, kept):
     assert is_informative(rewards) == kept
     # That is to say: those that leave-one-out learns nothing from.

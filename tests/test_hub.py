@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
     folder = repo / "snapshots" / COMMIT / "goal"
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    save_official(QueST(TINY), folder / "quest.pth")
+    save_official(QueST(TINY), folder / "quest.pth", "hashed")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return folder

@@ -145,6 +145,11 @@ def test_a_width_that_does_not_fit_is_refused(clip):
         policy.prepare([TASK])
 
 
+@pytest.mark.parity(
+    area="QueST",
+    point="Which CLIP",
+    reference="openai/clip-vit-base-patch32",
+)
 def test_clip_is_the_published_one():
     assert task_embedding("clip", 512).encoder == CLIP == "openai/clip-vit-base-patch32"
     assert task_embedding("laion/other.clip", 768).encoder == "laion/other.clip"

@@ -34,6 +34,8 @@ def _assets(tmp_path, monkeypatch):
         ({"cameras": ("frontview_rgb",)}, "no camera 'frontview_rgb'"),
         ({"mode": "quick"}, "mode is 'quick', but must be exact or fast"),
         ({"render": "none"}, "render is 'none', but must be full or light"),
+        ({"textures": "dark"}, "textures is 'dark', but must be linear or srgb"),
+        ({"protocol": "blind"}, "protocol is 'blind', but must be settled or reference"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"settle_steps": -1}, "settle_steps is -1"),
         ({"init_joint_noise": float("nan")}, "init_joint_noise is nan"),
@@ -137,6 +139,18 @@ def test_describing_an_environment_loads_neither_gl_nor_torch():
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
 
 
+def test_results_say_how_they_came_about(monkeypatch):
+    described = LiberoSpec("libero_object", protocol="reference").describe()
+    assert described["protocol"] == "reference"
+    assert described["textures"] == "linear"
+    (caveat,) = described["caveats"]
+    assert "Protocol `reference`" in caveat
+    assert LiberoSpec("libero_object").caveats() == ()
+    vendor, *rest = described["renderer"].split(", ")  # of this machine, by OpenGL itself
+    assert vendor
+    assert rest
+
+
 def _pack(name):
     if name == "real":
         if not (REAL_ASSETS / "scenes").is_dir():
@@ -179,6 +193,21 @@ class TestSimulator:
     def test_light_images_look_like_full_ones(self, seen):
         difference = seen["fast_images"].astype(float) - seen["exact_images"]
         assert 0 < np.abs(difference).mean() < 3  # of 255
+
+    @pytest.mark.parity(
+        area="Evaluation",
+        point="QueST's own start: a reset, ten zero actions, observe, set the test state",
+        reference="its evaluation and its training",
+        ours="the same bits with `protocol: reference`; the default, `settled`, lets objects rest "
+        "and then looks",
+    )
+    @pytest.mark.parametrize("mode", ["exact", "fast"])
+    def test_the_references_protocol_is_liberos_bit_for_bit(self, seen, mode):
+        for what in ("state", "images"):
+            ours, theirs = seen[f"blind_{mode}_{what}"], seen[f"blind_reference_{what}"]
+            np.testing.assert_array_equal(ours, theirs)
+        first, later, _ = seen[f"blind_{mode}_images"][:, 0].astype(int)
+        assert np.abs(first - later).max() > 50  # another scene
 
     @pytest.mark.parametrize("what", ["states", "images", "proprioception"])
     def test_an_episode_does_not_depend_on_what_ran_before(self, seen, what):

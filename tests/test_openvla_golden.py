@@ -55,6 +55,12 @@ def inputs(golden):
 
 
 @torch.no_grad()
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Image encoders and projector",
+    reference="golden tensors",
+    ours="equal to 1e-5",
+)
 def test_vision(model, golden):
     patches = model.base.vision_backbone(golden["in.pixel_values"].float())
     close(patches, golden["vision.patches"])
@@ -63,6 +69,12 @@ def test_vision(model, golden):
 
 @torch.no_grad()
 @pytest.mark.parametrize("forward", ["prefix_cache", "single_pass"])
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Both forward passes: mean, log scale, actions",
+    reference="golden tensors",
+    ours="equal to 1e-5",
+)
 def test_prediction(model, golden, forward):
     prediction = model(*inputs(golden), forward=forward)
     close(prediction.mean, golden[f"{forward}.mean"])
@@ -77,6 +89,12 @@ def test_prediction(model, golden, forward):
     close(actions, golden[f"{forward}.actions"])
 
 
+@pytest.mark.parity(
+    area="Sampling",
+    point="Laplace log-probabilities",
+    reference="golden tensors",
+    ours="equal to 1e-5",
+)
 def test_laplace(golden):
     mean, log_scale = golden["prefix_cache.mean"], golden["prefix_cache.log_scale"]
     sampled = golden["laplace.sampled"]
@@ -86,6 +104,12 @@ def test_laplace(golden):
 
 
 @torch.no_grad()
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Published LoRA adapters",
+    reference="golden tensors",
+    ours="equal to 1e-5",
+)
 def test_lora(adapted, golden):
     prediction = adapted(*inputs(golden))
     close(prediction.mean, golden["lora.prefix_cache.mean"])
@@ -93,6 +117,12 @@ def test_lora(adapted, golden):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parity(
+    area="Loss",
+    point="OpenVLA-OFT: clipped PPO and its gradient",
+    reference="golden tensors, clip 0.1/0.1",
+    ours="equal to 1e-5",
+)
 def test_ppo(adapted, golden, checkpointing):
     adapted.gradient_checkpointing = checkpointing
     adapted.train(checkpointing)  # there is no dropout: only checkpointing asks for the mode

@@ -174,6 +174,20 @@ def test_config_defaults_are_the_published_models():
     assert config.image_size == 224
 
 
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Image encoders with FiLM",
+    reference="loaded if use_film is set",
+    ours="refused",
+    same=False,
+)
+def test_image_encoders_with_film_are_refused(original, tmp_path):
+    film = shutil.copytree(original, tmp_path / "film")
+    (film / "vision_backbone--150000_checkpoint.pt").touch()
+    with pytest.raises(ValueError, match=r"vision_backbone--150000_checkpoint.pt holds .* FiLM"):
+        load_openvla(film)
+
+
 def test_folders_on_the_hub(monkeypatch):
     asked = []
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from lightning_ript.policies.openvla_oft import files, lora
+from lightning_ript.policies.openvla_oft import OpenVLAOFTPolicy, files, lora
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla
 from lightning_ript.policies.openvla_oft.merge import merge_lora
 
@@ -142,7 +142,7 @@ def test_merging(base, load, adapted, adapter, tmp_path, dtype, atol):
     folder = tmp_path / "merged"
     merge_lora(base, adapter, folder, dtype)
     same(load(folder), adapted, atol=atol)
-    expected = {path.name for path in base.iterdir()}
+    expected = {path.name for path in base.iterdir()} | {lora.MERGED}
     assert {path.name for path in folder.iterdir()} == expected
     before, after = (files.shapes(files.shards(place)) for place in (base, folder))
     assert before == after
@@ -166,8 +166,13 @@ def test_merging_a_single_file(load, adapted, adapter, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"use_dora": True}, "asks for use_dora, which is not supported"),
-        ({"bias": "all"}, "asks for bias, which"),
+        ({"use_dora": True}, "asks for use_dora True, which is not supported"),
+        ({"bias": "all"}, "asks for bias 'all', which"),
+        ({"peft_type": "LOHA"}, "asks for peft_type 'LOHA'"),
+        ({"init_lora_weights": "pissa_niter_16"}, "asks for init_lora_weights 'pissa_niter_16'"),
+        ({"use_qalora": True}, "asks for use_qalora True"),
+        ({"lora_bias": True}, "asks for lora_bias True"),
+        ({"of_a_later_peft": {"a": 1}}, "asks for of_a_later_peft"),
         ({"target_modules": ".*proj"}, "asks for target_modules as a pattern"),
         ({"r": 3}, r"lora_A.weight' has shape \(2, "),
         ({"target_modules": ["q_proj"]}, "is unknown to the model"),
@@ -202,3 +207,38 @@ def test_names_what_is_missing(load, adapter, tmp_path):
     shutil.copy(adapter / lora.CONFIG, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"There is no .*adapter_model.safetensors"):
         lora.load_lora(load(), tmp_path)
+
+
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="An adapter that the weights hold already",
+    reference="added again without a word",
+    ours="refused",
+    same=False,
+)
+def test_an_adapter_is_not_merged_twice(base, adapter, tmp_path):
+    merge_lora(base, adapter, tmp_path / "merged")
+    with pytest.raises(ValueError, match=r"has been merged into the weights of .*merged already"):
+        merge_lora(tmp_path / "merged", adapter, tmp_path / "twice")
+    assert not (tmp_path / "twice").exists()
+    # OpenVLA-OFT's training leaves the adapter that it has merged beside the weights.
+    trained = shutil.copytree(base, tmp_path / "trained")
+    shutil.copytree(adapter, trained / "lora_adapter")
+    for same in (adapter, trained / "lora_adapter"):
+        with pytest.raises(ValueError, match=r"has been merged into the weights of .*trained"):
+            merge_lora(trained, same, tmp_path / "twice")
+    with pytest.raises(ValueError, match="would be added a second time"):
+        OpenVLAOFTPolicy(str(trained), tiny.UNNORM_KEY, adapter=str(adapter), precision="float32")
+
+
+def test_what_merging_has_written_down_is_kept(base, adapter, tmp_path):
+    other = shutil.copytree(adapter, tmp_path / "other")
+    weights = safetensors.load_file(other / lora.WEIGHTS)
+    safetensors.save_file({n: 2 * w for n, w in weights.items()}, other / lora.WEIGHTS)
+    merge_lora(base, adapter, tmp_path / "one")
+    merge_lora(tmp_path / "one", other, tmp_path / "two")
+    written = lora.merged_adapters(tmp_path / "two")
+    assert [entry["adapter"] for entry in written] == [str(adapter), str(other)]
+    for known in (adapter, other):
+        with pytest.raises(ValueError, match="already"):
+            merge_lora(tmp_path / "two", known, tmp_path / "three")

@@ -38,6 +38,11 @@ def write_tokenizer(folder, start=True, padding=False, space=29871):
     return vocabulary
 
 
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Prompt",
+    reference="In: What action should the robot take to ...?",
+)
 def test_the_question():
     expected = "In: What action should the robot take to open the drawer?\nOut:"
     assert prompt("Open the Drawer") == expected
@@ -53,6 +58,11 @@ def test_tokens(tmp_path, start, padding):
     assert PromptTokenizer(tmp_path).tokens("open the drawer") == expected
 
 
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Prompt: the empty token at its end",
+    reference="added unless it is there",
+)
 def test_the_space_is_not_doubled(tmp_path):
     vocabulary = write_tokenizer(tmp_path, space=29871)
     tokenizer = PromptTokenizer(tmp_path)

@@ -58,6 +58,11 @@ def test_golden_state(golden):
     torch.testing.assert_close(ours, golden["state"], atol=1e-12, rtol=0)
 
 
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Proprioception: percentiles q01 and q99",
+    reference="golden tensors",
+)
 def test_golden_state_normalized(golden):
     ours = load_statistics(GOLDENS, "libero_goal").normalize_proprio(
         [golden_observation(golden, np.float32)] * 2
@@ -68,6 +73,11 @@ def test_golden_state_normalized(golden):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Actions out of normalized ones",
+    reference="golden tensors",
+)
 def test_golden_actions(golden):
     tensors = pytest.importorskip("safetensors.torch").load_file(GOLDENS / "tensors.safetensors")
     ranges = load_statistics(GOLDENS, "libero_goal").actions
@@ -130,6 +140,11 @@ def test_actions_are_worked_out(statistics):
     torch.testing.assert_close(statistics.environment_actions(predicted), expected)
 
 
+@pytest.mark.parity(
+    area="OpenVLA-OFT",
+    point="Gripper: binary, sign turned",
+    reference="-1 opens, 1 closes",
+)
 def test_the_gripper_opens_and_closes(statistics):
     """1 = open to the model, also when noise carries it beyond; -1 = open to LIBERO."""
     predicted = torch.zeros(6, 7)

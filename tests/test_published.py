@@ -293,3 +293,40 @@ def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
     assert len(named) == (1 if tasks == 10 else tasks)
     known = {task.name for task in suite_tasks(suite)}
     assert tasks == 10 or {task_name(Path(file)) for file in named} < known
+
+
+@pytest.mark.parity(
+    area="Evaluation",
+    point="QueST's test states",
+    reference="48 of the 50 of a task",
+    ours="the same with configs/quest/evaluation.yaml; by default all 50",
+)
+def test_quests_own_evaluation(capsys):
+    files = [f"--config=configs/quest/{name}.yaml" for name in ("ript", "libero_goal/ript")]
+    with pytest.raises(SystemExit):
+        main(["validate", *files, "--config=configs/quest/evaluation.yaml", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    expected = {
+        "eval_states_per_task": 48,
+        "eval_sampling": True,
+        "environment.protocol": "reference",
+        "environment.max_steps": 600,
+    }
+    check(config, {"data": expected})
+
+
+@pytest.mark.parity(
+    area="Evaluation",
+    point="SimpleVLA-RL's token checkpoints",
+    reference="512 steps, sampling at temperature 1.6, evaluation on the most likely actions",
+    ours="the same with configs/openvla_oft/simplevla_rl.yaml",
+)
+def test_simplevla_rl(capsys):
+    names = ("ript", "libero_spatial", "tokens", "simplevla_rl")
+    files = [f"--config=configs/openvla_oft/{name}.yaml" for name in names]
+    with pytest.raises(SystemExit):
+        main(["validate", *files, "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    model = {"policy.temperature": 1.6, "clip_low": 0.2, "clip_high": 0.28}
+    data = {"environment.max_steps": 512, "eval_sampling": False, "environment.settle_steps": 10}
+    check(config, {"model": model, "data": data})

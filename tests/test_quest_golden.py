@@ -42,6 +42,12 @@ def close(ours, golden, atol=1e-5):
     torch.testing.assert_close(ours, golden, atol=atol, rtol=0)
 
 
+@pytest.mark.parity(
+    area="QueST",
+    point="Autoencoder: skill tokens and actions",
+    reference="golden tensors",
+    ours="equal to 1e-5",
+)
 def test_autoencoder(model, golden):
     actions = golden["in.actions"]
     with torch.no_grad():
@@ -56,6 +62,12 @@ def test_autoencoder(model, golden):
         close(model.autoencoder_loss(actions), golden["out.autoencoder_l1_loss"][0])
 
 
+@pytest.mark.parity(
+    area="QueST",
+    point="Encoders of images, proprioception and task",
+    reference="golden tensors",
+    ours="equal to 1e-5",
+)
 def test_context(model, golden):
     images = {name: golden[f"in.{name}"][:, 0].float() / 255 for name in CAMERAS}
     lowdim = {name: golden[f"in.{name}"][:, 0] for name in LOWDIM}
@@ -63,6 +75,12 @@ def test_context(model, golden):
         close(model.encode_context(images, lowdim, golden["in.task_emb"]), golden["out.context"])
 
 
+@pytest.mark.parity(
+    area="QueST",
+    point="Prior: logits and log-probabilities",
+    reference="golden tensors",
+    ours="equal to 1e-5",
+)
 def test_prior(model, golden):
     context, indices = golden["out.context"], golden["out.indices"]
     with torch.no_grad():
@@ -90,6 +108,12 @@ def scored_ppo(model, golden, sequence_mean):
     return clipped_surrogate(log_probs, old_log_probs, advantages, weights, normalizer, 0.2, 0.2)
 
 
+@pytest.mark.parity(
+    area="Loss",
+    point="QueST: clipped PPO and its gradient",
+    reference="golden tensors, clip 0.2/0.2, mean over tokens",
+    ours="equal to 1e-5",
+)
 def test_ppo_loss_and_gradient(model, golden):
     loss = scored_ppo(model, golden, sequence_mean=False).loss
     close(loss, golden["ppo.loss_token_mean"][0], atol=1e-6)
@@ -105,6 +129,12 @@ def test_ppo_sequence_mean(model, golden):
     close(loss, golden["ppo.loss_sequence_mean"][0], atol=1e-6)
 
 
+@pytest.mark.parity(
+    area="QueST",
+    point="Official checkpoint files",
+    reference="read and written",
+    ours="bit for bit",
+)
 def test_official_format_round_trips_bit_for_bit(model, tmp_path):
     save_official(model, tmp_path / "copy.pth")
     original = torch.load(GOLDENS / "checkpoint.pth", weights_only=True)["model"]

@@ -15,6 +15,7 @@ from lightning_ript.policies.quest import (
     load_weights,
     save_official,
 )
+from lightning_ript.policies.quest.checkpoint import check_language
 from lightning_ript.policies.quest.language import hashed_embedding
 from lightning_ript.types import Task
 
@@ -184,7 +185,7 @@ def test_hashed_embedding():
 
 
 def test_checkpoint_of_other_sizes_names_the_key_and_both_shapes(tmp_path):
-    save_official(QueST(TINY), tmp_path / "tiny.pth")
+    save_official(QueST(TINY), tmp_path / "tiny.pth", "hashed")
     other = QueSTConfig(**{**TINY.__dict__, "lowdim_embed_dim": 16})
     with pytest.raises(ValueError, match=r"lowdim_encoders.joint_states.*\(8, 7\).*\(16, 7\)"):
         QueSTPolicy(other, checkpoint=str(tmp_path / "tiny.pth"))
@@ -212,7 +213,7 @@ def test_lightning_checkpoint_of_any_stage(tmp_path):
 def test_bad_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone.pth"):
         load_weights(QueST(TINY), tmp_path / "gone.pth")
-    save_official(QueST(TINY), tmp_path / "whole.pth")
+    save_official(QueST(TINY), tmp_path / "whole.pth", "hashed")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut\.pth cannot be read"):
         load_weights(QueST(TINY), tmp_path / "cut.pth")
@@ -264,3 +265,25 @@ def test_observations_that_do_not_fit_are_refused():
     blind = {k: v for k, v in observation(0).items() if k != "ee_pos"}
     with pytest.raises(ValueError, match="ee_pos"):
         made.act([blind], [TASK], None)
+
+
+@pytest.mark.parity(
+    area="QueST",
+    point="Task embeddings",
+    reference="CLIP ViT-B/32's text features",
+    ours="the same with `language: clip`; official files with `hashed` are refused",
+)
+def test_an_official_file_wants_the_embeddings_that_it_has_learned(tmp_path):
+    """The wrong ones would give actions that mean nothing, without a word."""
+    published = tmp_path / "published.pth"
+    save_official(QueST(TINY), published)
+    with pytest.raises(ValueError, match="has learned CLIP's text features, but language is hash"):
+        QueSTPolicy(TINY, checkpoint=str(published))
+    with pytest.raises(ValueError, match="set the policy's language to clip"):
+        QueSTPolicy(TINY).load_published(published)
+    exported = tmp_path / "exported.pth"
+    save_official(QueST(TINY), exported, "hashed")
+    assert QueSTPolicy(TINY).load_published(exported)
+    check_language(published, "clip")
+    with pytest.raises(ValueError, match=r"was trained with language hashed, but .* is clip"):
+        check_language(exported, "clip")

@@ -127,7 +127,7 @@ def workspace(tmp_path_factory):
     write_demonstrations(root / f"demonstrations/{TASK}_demo.hdf5", size=128)
     torch.manual_seed(0)
     policy = quickstart_policy()
-    save_official(policy.model, root / "quest.pth")
+    save_official(policy.model, root / "quest.pth", "hashed")
     trainer = L.Trainer(accelerator="cpu", logger=False, default_root_dir=root)
     trainer.strategy.connect(RIPTLightningModule(policy))
     for stage in ("sft", "ript"):

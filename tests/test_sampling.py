@@ -17,6 +17,11 @@ def test_inversion_by_hand():
     assert tokens.tolist() == [0, 0, 2, 2, 1, 1, 3]
 
 
+@pytest.mark.parity(
+    area="Sampling",
+    point="QueST draws from the 5 most likely tokens",
+    reference="top 5, temperature 1, scored by the full softmax",
+)
 def test_top_k_and_temperature():
     noise = torch.linspace(0, 0.9999, 1000)
     logits = LOGITS.expand(1000, 4)

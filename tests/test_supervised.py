@@ -64,7 +64,7 @@ def demonstrations(tmp_path):
 @pytest.fixture
 def policy(tmp_path):
     torch.manual_seed(0)
-    save_official(QueST(TINY), tmp_path / "autoencoder.pth")
+    save_official(QueST(TINY), tmp_path / "autoencoder.pth", "hashed")
     return QueSTPolicy(TINY, checkpoint=str(tmp_path / "autoencoder.pth"))
 
 

@@ -92,19 +92,12 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
     """Scales gradients down to a norm, that of the whole gradient though it may lie in shards.
 
     Returns:
-        The norm before, a scalar, the same on every rank.
-
-    Raises:
-        FloatingPointError: If it is not finite.
+        The norm before, a scalar, the same on every rank. If it is not finite, nothing is scaled.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = whole(nn.utils.get_total_norm(gradients))
-    if not norm.isfinite():
-        raise FloatingPointError(
-            f"the gradient's norm is {norm.item()}: the policy has probably diverged; lower the "
-            "learning rate or resume an earlier checkpoint."
-        )
-    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    if norm.isfinite():
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 

@@ -76,6 +76,10 @@ class PolicyAdapter(nn.Module, ABC):
         The place to refuse instructions that cannot be encoded.
         """
 
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint says of the policy beside its weights; plain values only."""
+        return {}
+
     def load_published(self, place: str | Path) -> bool:
         """Loads a checkpoint in a format of the policy's own, as `validate` and `sweep` meet them.
 

@@ -44,3 +44,8 @@ def adapter_path(run_dir: str | Path, name: str) -> Path:
 def scale_head_path(run_dir: str | Path) -> Path:
     """The scale head that the run has trained."""
     return Path(run_dir) / "scale_head.pth"
+
+
+def diverged_path(run_dir: str | Path, rank: int) -> Path:
+    """The micro-batch whose loss was not finite, as rank `rank` had it."""
+    return Path(run_dir) / f"diverged_rank{rank}.pt"

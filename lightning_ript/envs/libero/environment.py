@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # importing it needs LIBERO to be configured
 log = logging.getLogger(__name__)
 
 ACTION_SIZE = 7
+BLIND_STEPS = 10  # of the protocol `reference`
 FRAME_CAMERA = "agentview_rgb"
 
 
@@ -60,10 +61,25 @@ class LiberoEnvironment:
             state = simulation.sample_state(context.seed, self._spec.init_joint_noise)
         simulation.reset(np.asarray(state, dtype=np.float64), context.perturbation)
         self._film = film
+        if self._spec.protocol == "reference":
+            return self._begin_blindly(simulation, context)
         steps = self._spec.settle_steps
         for step in range(steps):
             simulation.step(NO_OP, self._spec.cameras if step == steps - 1 else None)
         return simulation.seen if steps else simulation.look(self._spec.cameras)
+
+    def _begin_blindly(self, simulation: TaskSimulation, context: Context) -> Observation:
+        """QueST's own start: what the policy sees first is another scene, come to rest."""
+        from lightning_ript.envs.libero.simulation import ZERO_ACTION
+
+        state = simulation.state()
+        simulation.reset(simulation.sample_state(context.index, joint_noise=0.0))
+        for step in range(BLIND_STEPS):
+            last = step == BLIND_STEPS - 1
+            simulation.step(ZERO_ACTION, self._spec.cameras if last else None)
+        seen = simulation.seen
+        simulation.replace_state(state)
+        return seen
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """Executes actions until the first success.

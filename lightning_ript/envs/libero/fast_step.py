@@ -66,6 +66,7 @@ class FastStepper:
         LIBERO's first control step still acts on what the controller saw at the reset, before
         the initial state was set: the goal starts from there, and so does the first torque.
         """
+        self._observed = OBSERVED_SUBSTEP
         controller = self._robot.controller
         self._goal_position = np.array(controller.goal_pos)
         self._goal_rotation = np.array(controller.goal_ori)
@@ -82,6 +83,13 @@ class FastStepper:
             np.array(controller.J_ori),
             np.array(controller.mass_matrix),
         )
+
+    def moved(self) -> None:
+        """Takes over a state that LIBERO has set in the midst of an episode.
+
+        LIBERO then looks once out of turn, after which its observables' clock is a substep ahead.
+        """
+        self._observed = (self._observed - 1) % SUBSTEPS
 
     def step(self, action: np.ndarray, observe: Callable[[], None] | None) -> None:
         """Runs one control step.
@@ -108,7 +116,7 @@ class FastStepper:
             self._ctrl[self._motors] = torques
             self._ctrl[self._finger_motors] = fingers[substep]
             mujoco.mj_step2(model, data)
-            if observe is not None and substep == OBSERVED_SUBSTEP:
+            if observe is not None and substep == self._observed:
                 observe()
 
     def _fingers(self, action: np.ndarray) -> list[np.ndarray]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes.util
 import logging
 import os
+import subprocess
+import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +50,36 @@ def check_backend() -> None:
             f"lib{library} is missing, which MuJoCo needs to draw with MUJOCO_GL={backend}: "
             f"`apt-get install {package}` (Debian, Ubuntu)."
         )
+
+
+@lru_cache
+def renderer() -> str:
+    """Who draws, as OpenGL says it: vendor, renderer and version.
+
+    Asks in a process of its own, because OpenGL must stay out of one that holds torch.
+    """
+    code = (
+        "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); "
+        "from OpenGL import GL; "
+        "print(*(GL.glGetString(n).decode() for n in (GL.GL_VENDOR, GL.GL_RENDERER, "
+        "GL.GL_VERSION)), sep=', ')"
+    )
+    environment = {**os.environ, "MUJOCO_GL": choose_backend(), **device_variables(0)}
+    environment["PYOPENGL_PLATFORM"] = environment["MUJOCO_GL"]
+    asked = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = asked.stdout.strip().splitlines()
+    if asked.returncode or not said:
+        log.warning("OpenGL does not say who draws: %s", asked.stderr.strip()[-300:])
+        return "unknown"
+    return said[-1]
 
 
 def use_backend() -> None:

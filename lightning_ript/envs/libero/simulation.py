@@ -27,6 +27,8 @@ from lightning_ript.types import Observation, Perturbation, Task
 
 CONTROL_HZ = 20
 ARM_JOINTS = 7
+ZERO_ACTION = np.zeros(7)
+"""Stands still and leaves the fingers where they are."""
 NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 """Stands still with the gripper open."""
 
@@ -109,6 +111,16 @@ class TaskSimulation:
         self.libero.set_init_state(state)
         if self._fast is not None:
             self._fast.restart()
+
+    def replace_state(self, state: np.ndarray) -> None:
+        """Sets the physical state in the midst of an episode; controller and clocks run on.
+
+        Args:
+            state: Flattened state (1 + nq + nv,): time, positions, velocities.
+        """
+        self.libero.set_init_state(state)
+        if self._fast is not None:
+            self._fast.moved()
 
     def step(self, action: np.ndarray, look: Sequence[str] | None) -> bool:
         """Runs one control step (25 physics substeps, 50 ms).

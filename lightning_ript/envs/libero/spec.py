@@ -19,6 +19,11 @@ from lightning_ript.envs.libero.suites import find_tasks, init_states
 from lightning_ript.types import Context, Task
 
 Mode = Literal["exact", "fast"]
+Protocol = Literal["settled", "reference"]
+BLIND_CAVEAT = (
+    "Protocol `reference`: episodes begin as in QueST's own evaluation, whose first observation is "
+    "of another scene; the numbers are not comparable with those of `settled`."
+)
 IMAGE_SIZES = range(16, 1025)
 MUJOCO_FROM, MUJOCO_BELOW = (3, 3, 6), (3, 4)
 
@@ -32,8 +37,12 @@ class LiberoSpec(EnvironmentSpec):
         task_subset: Names or numbers of the tasks to use; None for the whole suite.
         image_size: Height and width of the images in pixels.
         max_steps: Control steps (of 50 ms, after settling) until an episode has failed.
+        protocol: How an episode begins. `settled`: the state is set, objects come to rest during
+            `settle_steps`, and then the policy sees it. `reference`, as RIPT-VLA trains and
+            evaluates QueST: a reset of its own, ten zero actions, the first observation, and only
+            then the state is set. The first chunk is decided blindly, before anything has settled.
         settle_steps: No-op steps with the gripper open before the first observation, in which
-            objects come to rest.
+            objects come to rest; `settled` only.
         cameras: Observation keys of the cameras that a policy sees.
         mode: `exact` runs LIBERO's own stepping; `fast` gives the same bits with a quarter of
             the work (docs/performance.md has where that was compared).
@@ -53,6 +62,7 @@ class LiberoSpec(EnvironmentSpec):
     task_subset: Sequence[int | str] | None = None
     image_size: int = 128
     max_steps: int = 600
+    protocol: Protocol = "settled"
     settle_steps: int = 10
     cameras: tuple[str, ...] = tuple(CAMERAS)
     mode: Mode = "fast"
@@ -127,7 +137,8 @@ class LiberoSpec(EnvironmentSpec):
             )
         if unknown := set(self.cameras) - set(CAMERAS):
             raise ValueError(f"no camera {unknown.pop()!r}: choose from {', '.join(CAMERAS)}.")
-        for name, choice in (("mode", Mode), ("render", Render), ("textures", Textures)):
+        choosing = {"mode": Mode, "render": Render, "textures": Textures, "protocol": Protocol}
+        for name, choice in choosing.items():
             choices = get_args(choice)
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -143,13 +154,18 @@ class LiberoSpec(EnvironmentSpec):
         self.found_assets.announce()
 
     def caveats(self) -> tuple[str, ...]:
-        """Stand-in assets, if these are used."""
-        return (STANDIN_CAVEAT,) if self.found_assets.standin else ()
+        """Stand-in assets and the reference's way to begin, if these are used."""
+        standins = (STANDIN_CAVEAT,) if self.found_assets.standin else ()
+        return (*standins, BLIND_CAVEAT) if self.protocol == "reference" else standins
 
     def describe(self) -> dict[str, Any]:
-        """The settings, and where the assets come from."""
+        """The settings, where the assets come from, and who draws."""
         assets = self.found_assets
-        found = {"assets_source": assets.source, "standin_assets": assets.standin}
+        found = {
+            "assets_source": assets.source,
+            "standin_assets": assets.standin,
+            "renderer": graphics.renderer(),
+        }
         return {**super().describe(), **found}
 
     def worker_variables(self, device: int) -> dict[str, str]:

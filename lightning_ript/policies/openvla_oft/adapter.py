@@ -15,9 +15,11 @@ from lightning_ript.policies.base import Decisions, PolicyAdapter
 from lightning_ript.policies.openvla_oft.checkpoint import PATTERNS
 from lightning_ript.policies.openvla_oft.config import CAMERAS, CHUNK
 from lightning_ript.policies.openvla_oft.images import observation_crops, pixel_values
+from lightning_ript.policies.openvla_oft.lora import PATTERNS as LORA_PATTERNS
 from lightning_ript.policies.openvla_oft.lora import (
     LoraSizes,
     add_lora,
+    check_not_merged,
     has_lora,
     is_adapter,
     load_lora,
@@ -91,7 +93,7 @@ class OpenVLAPolicy(PolicyAdapter):
         folder = local_folder(checkpoint, PATTERNS)
         self.statistics = load_statistics(folder, statistics)
         self.tokenizer = PromptTokenizer(folder)
-        self.checkpoint = checkpoint
+        self.checkpoint = self._base = checkpoint
         self.forward_pass = forward
         self.executed_actions = executed_actions
         self.cameras = tuple(cameras)
@@ -107,6 +109,7 @@ class OpenVLAPolicy(PolicyAdapter):
         self.model.requires_grad_(False)
         self.model.gradient_checkpointing = gradient_checkpointing
         if adapter is not None:
+            check_not_merged(folder, local_folder(adapter, LORA_PATTERNS))
             load_lora(self.model, adapter)
         elif lora is not None:
             add_lora(self.model, lora)
@@ -134,6 +137,8 @@ class OpenVLAPolicy(PolicyAdapter):
         """
         if not is_adapter(place):
             return False
+        base = local_folder(self._base, PATTERNS)
+        check_not_merged(base, local_folder(place, LORA_PATTERNS))
         load_lora(self.model, place, heads_too=True)
         self.checkpoint = str(place)
         return True

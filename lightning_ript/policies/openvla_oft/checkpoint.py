@@ -33,6 +33,7 @@ from lightning_ript.policies.weights import check_fit, check_weights, read_tenso
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.hub import local_file, local_folder
 
+FILM = "vision_backbone--*"
 PATTERNS = ("*.json", "*.model", "*.txt", "*.safetensors", "*.pt")
 ACTION_HEAD = "action_head--*checkpoint.pt"
 PROPRIO_PROJECTOR = "proprio_projector--*checkpoint.pt"
@@ -159,6 +160,11 @@ def _load(
         check_quantization(quantization)
     folder = local_folder(place, PATTERNS)
     paths = shards(folder)
+    if film := sorted(folder.glob(FILM)):
+        raise ValueError(
+            f"{film[0]} holds image encoders with FiLM, which the model here lacks: it would not "
+            "see what the checkpoint has learned to see. Name a checkpoint without FiLM"
+        )
     config = OpenVLAConfig.from_json(folder / "config.json")
     with torch.device("meta"):
         model = kind(config, proprio)

@@ -7,6 +7,7 @@ PEFT's wrapper, so the model stays what it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -39,10 +40,20 @@ TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
     *("qkv", "q", "kv", "proj", "fc1", "fc2", "fc3"),
 )
-UNSUPPORTED = (
-    *("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern"),
-    *("layers_to_transform", "layer_replication", "fan_in_fan_out", "exclude_modules"),
-)
+# Settings of PEFT that leave a LoRA's arithmetic as it is; ONLY has those that do for some values.
+# What is in neither may change it, so a file that sets it is refused.
+PLAIN = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "task_type"),
+    *("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "runtime_config"),
+    *("megatron_core", "qalora_group_size", "layers_pattern"),
+}
+ONLY = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    # Others, e.g. pissa, olora, corda and loftq, take their start out of the base's weights.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+MERGED = "merged_adapters.json"
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +102,17 @@ class LoraSizes:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the config of a LoRA: {error!r}") from error
-        used = [name for name in UNSUPPORTED if contents.get(name)]
-        used += [] if contents.get("bias", "none") == "none" else ["bias"]
-        if used or isinstance(targets, str):
-            what = ", ".join(used) or "target_modules as a pattern"
-            raise ValueError(f"{path} asks for {what}, which is not supported")
+        used = [
+            f"{name} {value!r}"
+            for name, value in contents.items()
+            if (value not in ONLY[name] if name in ONLY else value and name not in PLAIN)
+        ]
+        if isinstance(targets, str):
+            used.append("target_modules as a pattern")
+        if used:
+            raise ValueError(
+                f"{path} asks for {', '.join(used)}, which is not supported: only a plain LoRA is"
+            )
         return sizes
 
     def peft(self) -> LoraConfig:
@@ -151,6 +168,54 @@ def lora_parameters(model: OpenVLA) -> dict[str, nn.Parameter]:
         f"{PREFIX}{layer}.{matrix}.weight": parameter
         for layer, matrix, parameter in _lora_layers(model)
     }
+
+
+def check_not_merged(base: Path, adapter: Path) -> None:
+    """Refuses an adapter that a base's weights already hold: added twice, it ruins the policy.
+
+    OpenVLA-OFT's training merges its adapter and leaves it in `lora_adapter/` beside the weights;
+    `merge-adapter` writes down what it has merged.
+
+    Args:
+        base: The base's directory.
+        adapter: The adapter's folder.
+
+    Raises:
+        ValueError: It does.
+    """
+    ours = fingerprint(adapter)
+    inside = base.resolve() in adapter.resolve().parents
+    beside = base / "lora_adapter"
+    known = [entry["sha256"] for entry in merged_adapters(base)]
+    if (beside / WEIGHTS).is_file():
+        known.append(fingerprint(beside))
+    if inside or ours in known:
+        raise ValueError(
+            f"{adapter} has been merged into the weights of {base} already, and would be added a "
+            "second time: use the base without the adapter, or name the base from before the merge"
+        )
+
+
+def fingerprint(adapter: Path) -> str:
+    """SHA-256 of an adapter's weights.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    path = adapter / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def merged_adapters(base: Path) -> list[dict[str, str]]:
+    """The adapters that `merge-adapter` has merged into a directory: `adapter`, `sha256`."""
+    path = base / MERGED
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def is_adapter(place: str | Path) -> bool:

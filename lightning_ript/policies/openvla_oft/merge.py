@@ -18,7 +18,17 @@ from lightning_ript.policies.openvla_oft.checkpoint import (
     write_scale_weights,
 )
 from lightning_ript.policies.openvla_oft.files import INDEX, SINGLE, only, opened, shapes, shards
-from lightning_ript.policies.openvla_oft.lora import CONFIG, HEADERS, PREFIX, WEIGHTS, LoraSizes
+from lightning_ript.policies.openvla_oft.lora import (
+    CONFIG,
+    HEADERS,
+    MERGED,
+    PREFIX,
+    WEIGHTS,
+    LoraSizes,
+    check_not_merged,
+    fingerprint,
+    merged_adapters,
+)
 from lightning_ript.policies.openvla_oft.lora import PATTERNS as LORA_PATTERNS
 from lightning_ript.policies.weights import check_fit, read_tensors
 from lightning_ript.storage.files import replacing
@@ -55,13 +65,15 @@ def merge_lora(
 
     Raises:
         OSError: A file is missing, here or on the hub.
-        ValueError: A file cannot be read, the adapter does not fit, or the folder is not empty.
+        ValueError: A file cannot be read, the adapter does not fit or is in the weights already, or
+            the folder is not empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: merged weights go into a folder of their own")
     source, lora = local_folder(place, PATTERNS), local_folder(adapter, LORA_PATTERNS)
     paths = shards(source)
+    check_not_merged(source, lora)
     sizes = LoraSizes.from_json(lora / CONFIG)
     layers = _layers(shapes([lora / WEIGHTS]), shapes(paths), sizes.r, lora / WEIGHTS)
     headers = read_tensors(lora / HEADERS) if (lora / HEADERS).is_file() else {}
@@ -86,6 +98,8 @@ def merge_lora(
         for path in source.glob(pattern):
             if path.suffix != ".safetensors" and path.name != INDEX:
                 shutil.copy(path, folder)
+    known = [*merged_adapters(source), {"adapter": str(adapter), "sha256": fingerprint(lora)}]
+    (folder / MERGED).write_text(json.dumps(known, indent=2))
     if trained is not None and head is not None:
         weights = {f"module.{name}": value for name, value in trained.items()}
         torch.save(weights, folder / head.name)

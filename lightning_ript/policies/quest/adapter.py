@@ -12,7 +12,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from lightning_ript.policies.base import Decisions, PolicyAdapter
-from lightning_ript.policies.quest.checkpoint import is_official, load_official, load_weights
+from lightning_ript.policies.quest.checkpoint import (
+    check_language,
+    is_official,
+    load_official,
+    load_weights,
+)
 from lightning_ript.policies.quest.language import task_embedding
 from lightning_ript.policies.quest.model import QueST, QueSTConfig, inputs_for
 from lightning_ript.types import Observation, Task
@@ -44,7 +49,7 @@ class QueSTPolicy(PolicyAdapter):
 
     Raises:
         OSError: There is no file at `checkpoint`.
-        ValueError: A setting is out of range, or `checkpoint` does not fit `sizes`.
+        ValueError: A setting is out of range, or `checkpoint` does not fit `sizes` or `language`.
     """
 
     roundable = False  # the quantizer of skill tokens computes in float32
@@ -84,6 +89,7 @@ class QueSTPolicy(PolicyAdapter):
         self.noise_shape = (sizes.tokens,)
         self.model = QueST(sizes)
         if checkpoint is not None:
+            check_language(checkpoint, language)
             load_weights(self.model, checkpoint)
         self.model.requires_grad_(False)
         self.model.policy_prior.requires_grad_(True)
@@ -178,10 +184,15 @@ class QueSTPolicy(PolicyAdapter):
         lowdim = {name: gather(name).float() for name in config.proprioception}
         return self.model.encode_context(images, lowdim, self.embed([t.language for t in tasks]))
 
+    def described(self) -> dict[str, Any]:
+        """How instructions become vectors, which the weights do not show."""
+        return {"language": self.language}
+
     def load_published(self, place: str | Path) -> bool:
         """Loads an official file."""
         if not is_official(place):
             return False
+        check_language(place, self.language)
         load_official(self.model, place)
         self.checkpoint = str(place)
         return True

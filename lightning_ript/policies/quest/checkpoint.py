@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,16 +44,67 @@ def load_official(model: nn.Module, place: str | Path) -> None:
     _load(model, _official_weights(contents), place)
 
 
-def save_official(model: nn.Module, path: str | Path) -> None:
-    """Writes `model` as an official file, bit for bit as it is."""
-    write_official(model.state_dict(), path)
+def save_official(model: nn.Module, path: str | Path, language: str | None = None) -> None:
+    """Writes `model` as an official file, bit for bit as it is.
+
+    Args:
+        model: QueST.
+        path: The file.
+        language: How instructions became vectors, for `check_language`.
+    """
+    write_official(model.state_dict(), path, language)
 
 
-def write_official(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes weights, by QueST's names, as an official file."""
+def write_official(
+    weights: Mapping[str, Tensor], path: str | Path, language: str | None = None
+) -> None:
+    """Writes weights, by QueST's names, as an official file.
+
+    The reference's reader takes `model` and leaves `language`, our own entry, alone.
+    """
+    contents: dict[str, Any] = {
+        "model": {OFFICIAL_PREFIX + name: value for name, value in weights.items()}
+    }
+    if language is not None:
+        contents["language"] = language
     with replacing(path) as temporary:
-        torch.save(
-            {"model": {OFFICIAL_PREFIX + name: value for name, value in weights.items()}}, temporary
+        torch.save(contents, temporary)
+
+
+def recorded_language(place: str | Path) -> str | None:
+    """How instructions became vectors for a policy, None where its file does not say.
+
+    Raises:
+        OSError: No such file, here or on the hub.
+        ValueError: The file cannot be read, or holds no QueST.
+    """
+    contents: Mapping[str, Any] = _read(place)
+    if "model" in contents:
+        return contents.get("language")
+    return contents.get("policy", {}).get("language")
+
+
+def check_language(place: str | Path, language: str) -> None:
+    """Refuses an official file whose policy has learned other task embeddings.
+
+    Raises:
+        OSError: No such file, here or on the hub.
+        ValueError: It has: with other vectors for the instructions, it acts at random. A file that
+            does not say what it has learned is taken for a published one, which has learned CLIP's.
+    """
+    if not is_official(place):
+        return  # of this project: an autoencoder has learned none, and SFT may go on with others
+    learned = recorded_language(place)
+    if learned is None and language == "hashed":
+        raise ValueError(
+            f"{place} is an official QueST checkpoint, which has learned CLIP's text features, but "
+            "language is hashed: set the policy's language to clip. (If you exported it from a "
+            "policy with hashed language, export it again with --language hashed.)"
+        )
+    if learned is not None and learned != language:
+        raise ValueError(
+            f"{place} was trained with language {learned}, but the policy's language is "
+            f"{language}: set it to {learned}"
         )
 
 

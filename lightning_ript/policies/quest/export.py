@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from lightning_ript.policies.quest.checkpoint import read_weights, write_official
+from lightning_ript.policies.quest.checkpoint import (
+    read_weights,
+    recorded_language,
+    write_official,
+)
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +24,9 @@ PARTS = {
 }
 
 
-def export(checkpoint: str, out: Path, overwrite: bool = False) -> None:
+def export(
+    checkpoint: str, out: Path, overwrite: bool = False, language: str | None = None
+) -> None:
     """Writes a checkpoint's QueST in the official format, which the reference's evaluation reads.
 
     The weights are copied one by one, bit for bit, so no config is needed.
@@ -30,6 +36,8 @@ def export(checkpoint: str, out: Path, overwrite: bool = False) -> None:
             (`hf://owner/repo/path/in/repo`).
         out: The file to write.
         overwrite: Whether to replace a file that is already there.
+        language: The `language` that the policy was trained with, for checkpoints of version 0.1;
+            later ones say it themselves. The file records it.
 
     Raises:
         OSError: There is no such checkpoint, or `out` is there and must not be replaced.
@@ -44,5 +52,5 @@ def export(checkpoint: str, out: Path, overwrite: bool = False) -> None:
             f"{checkpoint} holds no whole QueST: its parts are {', '.join(sorted(found))}, but "
             f"should be {', '.join(sorted(PARTS))}"
         )
-    write_official(weights, out)
+    write_official(weights, out, language or recorded_language(checkpoint))
     log.info("%s: %d tensors of %s.", out, len(weights), checkpoint)

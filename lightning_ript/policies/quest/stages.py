@@ -217,6 +217,10 @@ class SupervisedFineTuning(DemonstrationTraining):
         self.policy.model.autoencoder.decoder.train(mode and self.decoder_weight > 0)
         return self
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says how instructions became vectors, for whoever exports it."""
+        checkpoint["policy"] = self.policy.described()
+
     def setup(self, stage: str) -> None:
         """Encodes the instructions now: one that cannot be encoded is refused before training.
 
