@@ -28,7 +28,7 @@ from lightning_ript.evaluation import (
     evaluation_starts,
     run_evaluation,
 )
-from lightning_ript.filtering import ContextQueue, make_queue
+from lightning_ript.filtering import ContextQueue, Quota, make_queue
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.rollouts import Collection, acting, collect_groups
 from lightning_ript.types import Context, Experience, Minibatch, Perturbation, Rollout, Task
@@ -97,6 +97,8 @@ class RolloutDataModule(L.LightningDataModule):
         stop_fraction: Stop collecting at this share of B (the reference stops at 0.8).
         max_contexts: Contexts to try per iteration at most, over all ranks; by default 10 B. An
             iteration that reaches it goes on with the groups it has.
+        max_groups_per_task: Groups to keep of each task at most, by default any number. The
+            reference gives each GPU its own tasks and an equal share of B.
         dynamic_sampling: Whether groups whose rewards are all equal are dropped.
         num_workers: Simulator processes per rank; 0 runs the environment in this process.
         hang_seconds: A simulator that does not answer for so long is replaced.
@@ -122,6 +124,7 @@ class RolloutDataModule(L.LightningDataModule):
         groups_per_iteration: int = 180,
         stop_fraction: float = 1.0,
         max_contexts: int | None = None,
+        max_groups_per_task: int | None = None,
         dynamic_sampling: bool = True,
         num_workers: int = 2,
         hang_seconds: float = 600.0,
@@ -167,6 +170,12 @@ class RolloutDataModule(L.LightningDataModule):
                 f"max_contexts is {self.max_contexts}, fewer than the {self.groups_wanted} groups "
                 "to keep: raise it or lower groups_per_iteration."
             )
+        if max_groups_per_task is not None and max_groups_per_task < 1:
+            raise ValueError(
+                f"max_groups_per_task is {max_groups_per_task}: set it to 1 or more, or leave it "
+                "out."
+            )
+        self.max_groups_per_task = max_groups_per_task
         self.dynamic_sampling = dynamic_sampling
         self.num_workers = num_workers
         self.hang_seconds = hang_seconds
@@ -237,6 +246,14 @@ class RolloutDataModule(L.LightningDataModule):
                 f"{self.eval_states_per_task} test states of {tasks} tasks are fewer than the "
                 f"{self.trainer.world_size} processes that evaluate: raise eval_states_per_task."
             )
+        if stage == "fit" and self.max_groups_per_task is not None:
+            most = self.max_groups_per_task * tasks
+            if most < self.groups_wanted:
+                raise ValueError(
+                    f"max_groups_per_task is {self.max_groups_per_task}, so {tasks} tasks give "
+                    f"{most} groups at most, but {self.groups_wanted} are wanted: raise one or "
+                    "lower the other."
+                )
         if isinstance(self.eval_videos, dict):
             names = {task.name for task in self.environment.tasks()}
             if unknown := sorted(self.eval_videos.keys() - names):
@@ -379,8 +396,15 @@ class RolloutDataModule(L.LightningDataModule):
         trainer, policy = self.trainer, self.learner.policy
         assert trainer is not None
         first = self._next_context
+        quota = None
+        if self.max_groups_per_task is not None:
+            quota = Quota(self.max_groups_per_task, lambda n: self._context(n).task.name)
         queue = make_queue(
-            f"fit{self._fits}/iteration{iteration}", first, self.groups_wanted, self.max_contexts
+            f"fit{self._fits}/iteration{iteration}",
+            first,
+            self.groups_wanted,
+            self.max_contexts,
+            quota=quota,
         )
         bar = progress_bar(
             desc=f"iteration {iteration}: collecting",

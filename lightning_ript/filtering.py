@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch.distributed as dist
 
@@ -24,6 +26,19 @@ def is_informative(rewards: Sequence[float]) -> bool:
     return min(rewards) != max(rewards)
 
 
+@dataclass(frozen=True)
+class Quota:
+    """How many groups of each task count.
+
+    Attributes:
+        groups: So many at most.
+        task_of: Number of a context -> name of its task.
+    """
+
+    groups: int
+    task_of: Callable[[int], str]
+
+
 class ContextQueue(ABC):
     """Hands out context numbers `first`, `first + 1`, ... and counts the groups that were kept.
 
@@ -35,31 +50,54 @@ class ContextQueue(ABC):
         first: The first context number of this iteration.
         wanted: Groups to keep.
         limit: Contexts to try at most.
+        quota: Groups to keep of each task at most; further contexts of the task are passed over.
+
+    Attributes:
+        kept: Groups kept among the leading contexts.
+        dropped: Groups dropped among them.
+        passed_over: Numbers of leading contexts whose task had its quota.
     """
 
-    def __init__(self, first: int, wanted: int, limit: int) -> None:
+    def __init__(self, first: int, wanted: int, limit: int, quota: Quota | None = None) -> None:
         self.first, self.wanted, self.limit = first, wanted, limit
         self.kept = 0
         self.dropped = 0
+        self.passed_over: set[int] = set()
         self._lead = first
+        self._quota = quota
+        self._kept_of: Counter[str] = Counter()
 
     def claim(self) -> int | None:
         """The next context number to run, or None when no more are needed."""
-        if self.enough():
-            return None
-        number = self._take()
-        return number if number < self.first + self.limit else None
+        while not self.enough():
+            number = self._take()
+            if number >= self.first + self.limit:
+                return None
+            if not self._is_full(number):
+                return number
+        return None
 
     def enough(self) -> bool:
         """Whether the leading finished contexts hold enough kept groups, or all were tried."""
         while self.kept < self.wanted and self._lead < self.first + self.limit:
+            if self._is_full(self._lead):
+                self.passed_over.add(self._lead)
+                self._lead += 1
+                continue
             result = self._result(self._lead)
             if result is None:
                 return False
             self.kept += result
             self.dropped += not result
+            if result and self._quota is not None:
+                self._kept_of[self._quota.task_of(self._lead)] += 1
             self._lead += 1
         return True
+
+    def _is_full(self, number: int) -> bool:
+        """Whether the leading contexts hold all groups of this one's task that are wanted."""
+        quota = self._quota
+        return quota is not None and self._kept_of[quota.task_of(number)] >= quota.groups
 
     def wait(self, interrupt: Callable[[], None]) -> None:
         """Blocks until `enough`: other ranks may still run contexts that count.
@@ -91,8 +129,8 @@ class ContextQueue(ABC):
 class LocalQueue(ContextQueue):
     """The queue of a single process."""
 
-    def __init__(self, first: int, wanted: int, limit: int) -> None:
-        super().__init__(first, wanted, limit)
+    def __init__(self, first: int, wanted: int, limit: int, quota: Quota | None = None) -> None:
+        super().__init__(first, wanted, limit, quota)
         self._next = first
         self._results: dict[int, bool] = {}
 
@@ -116,10 +154,13 @@ class SharedQueue(ContextQueue):
         first: As above.
         wanted: As above, over all ranks.
         limit: As above, over all ranks.
+        quota: As above, over all ranks.
     """
 
-    def __init__(self, store: dist.Store, first: int, wanted: int, limit: int) -> None:
-        super().__init__(first, wanted, limit)
+    def __init__(
+        self, store: dist.Store, first: int, wanted: int, limit: int, quota: Quota | None = None
+    ) -> None:
+        super().__init__(first, wanted, limit, quota)
         self._store = store
 
     def report(self, number: int, kept: bool) -> None:
@@ -134,7 +175,9 @@ class SharedQueue(ContextQueue):
         return self._store.get(key) == b"kept" if self._store.check([key]) else None
 
 
-def make_queue(name: str, first: int, wanted: int, limit: int) -> ContextQueue:
+def make_queue(
+    name: str, first: int, wanted: int, limit: int, quota: Quota | None = None
+) -> ContextQueue:
     """A shared queue under torch.distributed, else a local one.
 
     Args:
@@ -142,8 +185,9 @@ def make_queue(name: str, first: int, wanted: int, limit: int) -> ContextQueue:
         first: The first context number.
         wanted: Groups to keep, over all ranks.
         limit: Contexts to try at most, over all ranks.
+        quota: Groups to keep of each task at most, over all ranks.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return LocalQueue(first, wanted, limit)
+        return LocalQueue(first, wanted, limit, quota)
     store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
-    return SharedQueue(store, first, wanted, limit)
+    return SharedQueue(store, first, wanted, limit, quota=quota)

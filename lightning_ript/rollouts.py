@@ -290,7 +290,8 @@ def collect_groups(
     # Groups beyond the point where enough were kept are discarded: whether they had finished in
     # time depends on timing, and the next iteration starts with their contexts.
     end = queue.end()
-    used = {n: group for n, group in sorted(complete.items()) if n < end}
+    counted = (n for n in sorted(complete) if n < end and n not in queue.passed_over)
+    used = {n: complete[n] for n in counted}
     kept = {n: group for n, group in used.items() if keeps(group)}
     everything = [rollout for group in used.values() for rollout in group.rollouts]
     return Collection(

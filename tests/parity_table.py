@@ -13,7 +13,7 @@ HEADER = """\
 # Parity with the reference
 
 What RIPT-VLA's published code does, what this project does, and the test that proves it.
-`python tests/parity_table.py` writes this page from the marks of the tests; a test compares the two.
+`python tests/parity_table.py` writes this page from the tests' marks, and a test compares the two.
 
 """
 SETTINGS = ("area", "point", "reference", "ours", "same")

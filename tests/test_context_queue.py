@@ -6,13 +6,13 @@ from threading import Thread
 import pytest
 from torch.distributed import HashStore, PrefixStore
 
-from lightning_ript.filtering import LocalQueue, SharedQueue
+from lightning_ript.filtering import LocalQueue, Quota, SharedQueue
 
 OUTCOMES = [False, True, True, False, False, True, False, True, True, True]
 
 
-def shared(first, wanted, limit):
-    return SharedQueue(HashStore(), first, wanted, limit)
+def shared(first, wanted, limit, quota=None):
+    return SharedQueue(HashStore(), first, wanted, limit, quota=quota)
 
 
 @pytest.fixture(params=[LocalQueue, shared], ids=["local", "shared"])
@@ -70,6 +70,42 @@ def test_ranks_share_numbers_and_counts():
     assert [(r.enough(), r.end(), r.kept) for r in ranks] == [(True, 6, 3)] * 2
     later = SharedQueue(PrefixStore("iteration1", store), 6, 3, 10)
     assert (later.claim(), later.enough()) == (6, False)
+
+
+@pytest.mark.parity(
+    area="Rollouts",
+    point="Groups per task (OpenVLA-OFT: Object, Long)",
+    reference="each GPU has its own tasks and keeps B / GPUs groups",
+    ours="the same for any number of GPUs: `max_groups_per_task: 6`",
+)
+@pytest.mark.parametrize("order", range(5))
+def test_no_task_has_more_than_its_quota(make, order):
+    """Tasks take turns; of 0, 2, 4, ... the second and third are kept, of the others all."""
+    outcomes = [False, True, True, True, True, True, True, True]
+    quota = Quota(2, lambda n: "even" if n % 2 == 0 else "odd")
+    queue = make(0, 4, 20, quota=quota)
+    numbers = [queue.claim() for _ in range(8)]
+    assert numbers == list(range(8))  # nothing is known yet
+    random.Random(order).shuffle(numbers)
+    for n in numbers:
+        queue.report(n, outcomes[n])
+    # 1 and 3 fill the odd ones' quota, 2 and 4 the even ones'; 5 never comes into it.
+    assert queue.enough()
+    assert (queue.kept, queue.dropped, queue.end()) == (4, 1, 5)
+    assert not queue.passed_over
+
+
+def test_a_task_with_its_quota_is_passed_over(make):
+    queue = make(0, 3, 20, quota=Quota(1, lambda n: "abc"[n % 3] if n < 6 else "a"))
+    assert [queue.claim() for _ in range(3)] == [0, 1, 2]
+    queue.report(0, True)
+    queue.report(1, False)
+    queue.report(2, True)
+    assert not queue.enough()
+    assert queue.claim() == 4  # 3 is another of task a
+    queue.report(4, True)
+    assert queue.enough()
+    assert (queue.kept, queue.dropped, queue.end(), queue.passed_over) == (3, 1, 5, {3})
 
 
 def test_waiting_ends_when_the_others_have_finished():

@@ -291,6 +291,8 @@ def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
     check(config, {"model": model, "data": data, "trainer": trainer})
     named = value(config["data"], "contexts.files")
     assert len(named) == (1 if tasks == 10 else tasks)
+    quota = value(config["data"], "max_groups_per_task")
+    assert quota == (None if tasks == 10 else 24 // tasks)
     known = {task.name for task in suite_tasks(suite)}
     assert tasks == 10 or {task_name(Path(file)) for file in named} < known
 
