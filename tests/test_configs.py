@@ -112,6 +112,7 @@ def stages(tmp_path_factory):
                     f"--run_dir={base}/{stage}",
                     f"--data.init_args.files=[{base}/demonstrations]",
                     "--data.init_args.batch_size=2",
+                    "--data.init_args.validation_fraction=0.1",
                     "--trainer.accelerator=cpu",
                     "--trainer.max_epochs=1",
                     "--trainer.limit_train_batches=1",
