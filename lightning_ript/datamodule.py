@@ -314,8 +314,8 @@ class RolloutDataModule(L.LightningDataModule):
             self._pool = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor in the context stream."""
-        return {"next_context": self._next_context}
+        """The cursor in the context stream, and what it was collected in, for whoever reads it."""
+        return {"next_context": self._next_context, "environment": self.environment.describe()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the stream was left."""

@@ -1,8 +1,8 @@
 """Which geometry a camera's picture depends on.
 
-In software the time goes into the meshes' triangles. Those outside the picture need not be handed
-to OpenGL, and where a mirror is in view, which draws everything twice, most need not be drawn so:
-no pixel changes.
+A software renderer spends its time on the meshes' triangles. Those outside the picture are not
+handed to OpenGL. A mirror in view draws everything a second time; here only what it can show is
+drawn twice. No pixel changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class View(NamedTuple):
     Attributes:
         visible: The geoms to draw, (ngeom,) bool.
         reflections: Whether to draw reflections.
-        pixels: Rows and columns that it is good for; the first row is the bottom one.
+        pixels: Rows and columns for which it is right; the first row is the bottom one.
     """
 
     visible: np.ndarray
@@ -35,7 +35,7 @@ class Culling:
     """Finds what a camera may see, by the boxes around geoms and their mirror images.
 
     MuJoCo mirrors the scene in planes and in the upper faces (+z) of boxes whose material reflects.
-    All this is of no use where lights cast shadows: what is out of view may throw one into it.
+    It cannot be used where lights cast shadows: geometry out of view may cast one into it.
 
     Args:
         model: The model.

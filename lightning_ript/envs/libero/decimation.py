@@ -20,8 +20,8 @@ def decimated_meshes(model: mujoco.MjModel, image_size: int) -> Iterator[None]:
     """Simplifies the model's triangles while a rendering context is built from them.
 
     Vertices in one cube of a grid, about a pixel wide, become one (Rossignac and Borrel 1993), and
-    triangles that collapse or coincide are dropped. Afterwards the model is as before: physics
-    never sees it.
+    triangles that collapse or coincide are dropped. Afterwards the model is as it was; the physics
+    never sees the change.
 
     Args:
         model: The model.

@@ -115,7 +115,7 @@ class Shape:
 
 
 class PickPlaceExpert:
-    """Above the object, down, grasp, lift, over the container, release; again if it slipped.
+    """Moves above the object, down, grasps, lifts, carries and releases; retries after a slip.
 
     Args:
         model: The compiled model (`sim.model._model` of a robosuite simulator).
