@@ -5,16 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from lightning_ript.callbacks.evaluation_report import success_metric
+from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.reports.fresh_metrics import FreshMetrics
+from lightning_ript.types import Rollout
 
 CHECKS = (
     "check the statistics that scale actions, the images' orientation, the language embedding, the "
     "gripper's sign and the controller's mode against those of the checkpoint's training"
 )
+
+
+_EPISODES_LOOKED_AT = 10
+
+
+def oddities(actions: Tensor) -> str:
+    """What is odd about normalized actions (n, A), whose last number is the gripper; "" if nothing.
+
+    Where statistics fit, a policy's actions lie within [-1, 1], and an episode opens and closes.
+    """
+    found = ""
+    outside = (actions.abs() > 1).float().mean().item()
+    if outside > 0.05:
+        found += f" Of the actions' numbers {outside:.0%} lie outside [-1, 1], which is suspicious."
+    if len(actions) > 1 and bool((actions[:, -1].sign() == actions[0, -1].sign()).all()):
+        found += " The last number, the gripper's where there is one, never changes its sign."
+    return found
 
 
 class Tripwires(Callback):
@@ -43,6 +64,7 @@ class Tripwires(Callback):
         self._metrics = FreshMetrics()
         self._too_large = 0
         self._best = 0.0
+        self._actions: list[Tensor] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a module that counts no successes."""
@@ -52,13 +74,37 @@ class Tripwires(Callback):
         """Marks earlier numbers as old."""
         self._metrics.start(trainer)
 
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets the actions of the evaluation before."""
+        self._actions = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Rollout,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the actions of the first failures, to say what is odd about them."""
+        if batch.success or len(self._actions) >= _EPISODES_LOOKED_AT:
+            return
+        policy: PolicyAdapter = pl_module.policy  # type: ignore[assignment]
+        actions = policy.recorded_actions(batch.record)
+        if actions is not None:
+            self._actions.append(actions.flatten(0, 1).float().cpu())
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Looks at the success rate; callbacks come before the module resets it."""
         if trainer.sanity_checking:
             return
         result = success_metric(pl_module, type(self).__name__).compute().overall
         if not result.successes and result.episodes >= self.min_episodes:
-            rank_zero_warn(f"None of {result.episodes} evaluation episodes succeeded: {CHECKS}.")
+            odd = oddities(torch.cat(self._actions)) if self._actions else ""
+            rank_zero_warn(
+                f"None of {result.episodes} evaluation episodes succeeded: {CHECKS}.{odd}"
+            )
         if trainer.state.fn != "fit" or not result.episodes:
             return
         if result.rate < self._best / 2:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from toy_runs import history
 
+from lightning_ript.callbacks.tripwires import oddities
 from lightning_ript.cli import main
 from lightning_ript.envs.toy import ToySpec
 from lightning_ript.policies.agreement import allowed_log_ratio, check_agreement
@@ -95,6 +96,13 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, capsys):
 def test_an_evaluation_without_success_names_what_to_check(tmp_path):
     with pytest.warns(UserWarning, match=r"None of \d+ evaluation episodes succeeded: check the"):
         main(["validate", "--config=configs/toy.yaml", f"--run_dir={tmp_path}", HOPELESS])
+
+
+def test_odd_actions_are_named():
+    fine = torch.tensor([[0.5, 1.0], [-0.9, -1.0]])
+    assert oddities(fine) == ""
+    assert "Of the actions' numbers 25% lie outside" in oddities(torch.tensor([[0.5, 1], [-3, -1]]))
+    assert "never changes its sign" in oddities(fine.abs())
 
 
 def test_a_first_iteration_without_a_mixed_group_names_what_to_check(tmp_path):

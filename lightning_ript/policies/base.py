@@ -80,6 +80,13 @@ class PolicyAdapter(nn.Module, ABC):
         """What a checkpoint says of the policy beside its weights; plain values only."""
         return {}
 
+    def recorded_actions(self, record: dict[str, Tensor]) -> Tensor | None:
+        """The actions (N, steps, A) of N recorded decisions, in the range the policy learned in.
+
+        For checks of whether they make sense; None where the policy does not say.
+        """
+        return None
+
     def load_published(self, place: str | Path) -> bool:
         """Loads a checkpoint in a format of the policy's own, as `validate` and `sweep` meet them.
 

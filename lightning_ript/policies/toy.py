@@ -60,6 +60,10 @@ class ToyPolicy(PolicyAdapter):
         }
         return Decisions(self.directions[indices], record, log_probs)
 
+    def recorded_actions(self, record: dict[str, Tensor]) -> Tensor:
+        """The directions of the recorded moves."""
+        return self.directions.cpu()[record["indices"].cpu()]
+
     def log_prob(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Scores recorded moves (N, chunk)."""
         log_softmax = self._logits(record["features"]).log_softmax(-1)

@@ -175,6 +175,10 @@ class OpenVLAPolicy(PolicyAdapter):
         """Scores N recorded chunks."""
         return self._score(self.predict(record), record["chosen"])
 
+    def recorded_actions(self, record: dict[str, Tensor]) -> Tensor:
+        """The normalized actions."""
+        return self._normalized_actions(record["chosen"])[:, : self.executed_actions]
+
     def predict(self, record: Mapping[str, Tensor]) -> Any:
         """The model's prediction for N recorded decisions."""
         return self.model(

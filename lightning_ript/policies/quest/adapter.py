@@ -184,6 +184,11 @@ class QueSTPolicy(PolicyAdapter):
         lowdim = {name: gather(name).float() for name in config.proprioception}
         return self.model.encode_context(images, lowdim, self.embed([t.language for t in tasks]))
 
+    @torch.no_grad()
+    def recorded_actions(self, record: dict[str, Tensor]) -> Tensor:
+        """What the recorded skill tokens decode to."""
+        return self.model.decode(record["indices"].to(self.device))[:, : self.executed_actions]
+
     def described(self) -> dict[str, Any]:
         """How instructions become vectors, which the weights do not show."""
         return {"language": self.language}
