@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 
-from lightning_ript.console.progress import progress_bar
 from lightning_ript.demos.datamodule import DemonstrationDataModule
-from lightning_ript.distributed.sharding import gathered, sharded_like, whole
-from lightning_ript.policies.openvla_oft import laplace
-from lightning_ript.policies.openvla_oft.checkpoint import assign, load_scale_head, save_scale_head
+from lightning_ript.distributed.sharding import gathered, sharded_like
+from lightning_ript.policies.openvla_oft.checkpoint import load_scale_head, save_scale_head
 from lightning_ript.policies.openvla_oft.config import CHUNK
 from lightning_ript.policies.openvla_oft.continuous import STATE, OpenVLAOFTPolicy
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
+from lightning_ript.policies.openvla_oft.scale_head_training import (
+    demonstrated_batches,
+    train_scale_head,
+    trainable_copy,
+)
 from lightning_ript.storage.run_directory import scale_head_path
-
-Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-"""Features (B, 8, 7 D) and absolute errors (B, 8, 7), anew at every call."""
 
 
 class ScaleHeadPretraining(Callback):
@@ -120,79 +118,8 @@ class ScaleHeadPretraining(Callback):
 
     def _train(self, trainer: L.Trainer, policy: OpenVLAOFTPolicy, head: LaplaceScaleHead) -> None:
         quiet = trainer.global_rank > 0 or trainer.progress_bar_callback is None
-        training = self._batches(policy, self.data.train_dataloader(), quiet)
-        test = self._batches(policy, self.data.val_dataloader(), quiet)
-        before = mean_nll(head, test)
-        optimizer = torch.optim.Adam(head.parameters(), self.lr)
-        for epoch in range(self.epochs):
-            bar = progress_bar(desc=f"scale head, epoch {epoch}", unit="batch", disable=quiet)
-            with bar:
-                for features, errors in training():
-                    loss = nll(head, features, errors).mean()
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    bar.update()
-                    bar.set_postfix_str(f"NLL {loss.item():.3f}", refresh=False)
-        after = mean_nll(head, test)
-        if before is not None:
-            rank_zero_info(
-                f"Scale head: negative log-likelihood per action dimension of demonstrations held "
-                f"out, {before:.3f} -> {after:.3f}"
-            )
-
-    def _batches(self, policy: OpenVLAOFTPolicy, loader: Any, quiet: bool) -> Batches:
-        """What the head sees of a loader's steps, kept if it fits."""
-        kept: list[tuple[Tensor, Tensor]] = []
-        size, fits = 0.0, True
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            nonlocal size, fits
-            if kept and fits:
-                for i in torch.randperm(len(kept), generator=generator).tolist():
-                    features, errors = kept[i]
-                    yield features.to(policy.device), errors.to(policy.device)
-                return
-            for batch in loader:
-                features, errors = policy.demonstrated(batch)
-                size += (features.nbytes + errors.nbytes) / 2**30
-                if size > self.cache_gib:
-                    fits = False
-                    kept.clear()
-                if fits:
-                    kept.append((features.cpu(), errors.cpu()))
-                yield features, errors
-
-        return batches
-
-
-def trainable_copy(head: LaplaceScaleHead) -> LaplaceScaleHead:
-    """A head of its own with the same weights, whole.
-
-    Not a deepcopy, which would take along what FSDP has hung on the module.
-    """
-    with torch.device("meta"):
-        fresh = LaplaceScaleHead(head.log_b_head.in_features)
-    for name, value in head.named_parameters():
-        assign(fresh, name, value=whole(value.detach()), device=value.device, dtype=value.dtype)
-    return fresh.requires_grad_(True)
-
-
-def nll(head: LaplaceScaleHead, features: Tensor, errors: Tensor) -> Tensor:
-    """Negative log-likelihood of each action dimension (B, 8, 7).
-
-    Args:
-        head: The scale head.
-        features: (B, 8, 7 D).
-        errors: Distance from the mean, (B, 8, 7).
-    """
-    log_scale = head(features.to(head.log_b_head.weight.dtype)).float()
-    return -laplace.log_prob(errors, torch.zeros_like(errors), log_scale)
-
-
-@torch.no_grad()
-def mean_nll(head: LaplaceScaleHead, batches: Batches) -> float | None:
-    """Mean over all steps; None without any."""
-    values = [nll(head, features, errors).flatten() for features, errors in batches()]
-    return torch.cat(values).mean().item() if values else None
+        training, test = (
+            demonstrated_batches(policy, loader, self.cache_gib, self.seed)
+            for loader in (self.data.train_dataloader(), self.data.val_dataloader())
+        )
+        train_scale_head(head, training, test, epochs=self.epochs, lr=self.lr, quiet=quiet)
