@@ -4,8 +4,10 @@ import random
 from threading import Thread
 
 import pytest
+import torch
 from torch.distributed import HashStore, PrefixStore
 
+from lightning_ript.advantages import leave_one_out
 from lightning_ript.filtering import LocalQueue, Quota, SharedQueue, is_informative
 
 OUTCOMES = [False, True, True, False, False, True, False, True, True, True]
