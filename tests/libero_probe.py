@@ -8,7 +8,6 @@ import dataclasses
 import gc
 import sys
 
-import mujoco
 import numpy as np
 
 from lightning_ript.envs.libero import LiberoSpec
@@ -31,6 +30,8 @@ ACTIONS = np.random.default_rng(0).uniform(-1, 1, (CHUNKS, CHUNK, 7))
 
 def linear_textures(sim, size):
     """Lets LIBERO's own environment draw the colours of published data."""
+    import mujoco  # not before an environment is described: test_gymnasium.py sees to that
+
     sim.model._model.tex_colorspace[:] = mujoco.mjtColorSpace.mjCOLORSPACE_LINEAR
     sim._render_context_offscreen.gl_ctx.make_current()
     sim._render_context_offscreen.update_offscreen_size(size, size)  # uploads the textures again
