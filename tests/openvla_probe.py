@@ -93,7 +93,13 @@ class MadeUpDemonstrations(DemonstrationDataModule):
 
     def __init__(self, block_size: int = 8, batch_size: int = 4):
         lowdim = ("ee_pos", "ee_ori", "gripper_states")
-        super().__init__([], batch_size=batch_size, block_size=block_size, lowdim=lowdim)
+        super().__init__(
+            [],
+            batch_size=batch_size,
+            block_size=block_size,
+            lowdim=lowdim,
+            before_action=True,
+        )
 
     def setup(self, stage):
         pass
