@@ -258,7 +258,7 @@ def test_loss_and_gradient_of_quest_equal_the_reference(aggregation):
         prior_heads=4,
         autoencoder_dim=64,
     )
-    policy = QueSTPolicy(sizes, checkpoint=str(GOLDENS / "checkpoint.pth"))
+    policy = QueSTPolicy(sizes, checkpoint=str(GOLDENS / "checkpoint.pth"), language="clip")
     context = Context(Task("toy", 0, "turn_0", "go"), 0)
     rollouts = []
     for k, steps_ in enumerate(golden["ppo.num_valid_steps"].tolist()):
