@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import imageio.v3 as iio
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_ript.callbacks.evaluation_report import success_metric
+from lightning_ript.callbacks.evaluation_report import evaluation_name, success_metric
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.reports.fresh_metrics import FreshMetrics
+from lightning_ript.storage.files import replacing
+from lightning_ript.storage.run_directory import seen_path
 from lightning_ript.types import Rollout
 
 CHECKS = (
@@ -65,6 +69,7 @@ class Tripwires(Callback):
         self._too_large = 0
         self._best = 0.0
         self._actions: list[Tensor] = []
+        self._seen: tuple[np.ndarray, ...] = ()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a module that counts no successes."""
@@ -75,8 +80,8 @@ class Tripwires(Callback):
         self._metrics.start(trainer)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets the actions of the evaluation before."""
-        self._actions = []
+        """Forgets the evaluation before."""
+        self._actions, self._seen = [], ()
 
     def on_validation_batch_end(
         self,
@@ -87,8 +92,11 @@ class Tripwires(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the actions of the first failures, to say what is odd about them."""
-        if batch.success or len(self._actions) >= _EPISODES_LOOKED_AT:
+        """Keeps what the first failures did and saw."""
+        if batch.success:
+            return
+        self._seen = self._seen or batch.seen
+        if len(self._actions) >= _EPISODES_LOOKED_AT:
             return
         policy: PolicyAdapter = pl_module.policy  # type: ignore[assignment]
         actions = policy.recorded_actions(batch.record)
@@ -104,6 +112,7 @@ class Tripwires(Callback):
             odd = oddities(torch.cat(self._actions)) if self._actions else ""
             rank_zero_warn(
                 f"None of {result.episodes} evaluation episodes succeeded: {CHECKS}.{odd}"
+                f"{self._strip(trainer)}"
             )
         if trainer.state.fn != "fit" or not result.episodes:
             return
@@ -114,6 +123,15 @@ class Tripwires(Callback):
                 "RollBack do so."
             )
         self._best = max(self._best, result.rate)
+
+    def _strip(self, trainer: L.Trainer) -> str:
+        """Writes what the policy saw in its first decisions, one below the other."""
+        if not self._seen or not trainer.is_global_zero:
+            return ""
+        path = seen_path(trainer.default_root_dir, evaluation_name(trainer, None))
+        with replacing(path) as draft:
+            iio.imwrite(draft, np.concatenate(self._seen), extension=".png")
+        return f" {path} shows what the policy saw in its first decisions."
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Looks at what the iteration has learned."""

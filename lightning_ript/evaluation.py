@@ -22,6 +22,7 @@ from lightning_ript.rollouts import EpisodeRequest, ForwardContext, acting, run_
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 from lightning_ript.types import Context, Rollout, Task
 
+_LOOKS_KEPT = 8  # of each task's first episode, for whoever wonders why it failed
 _EVALUATION = 2**32 - 1  # Stands where training seeds have the iteration.
 
 Start = tuple[Context, bool]
@@ -77,7 +78,8 @@ def run_evaluation(
             noise = None
             if seed is not None:
                 noise = (seed, _EVALUATION, context.task.index, context.index)
-            yield EpisodeRequest(context, 0, noise, film)
+            looks = _LOOKS_KEPT if context.index == 0 else 0
+            yield EpisodeRequest(context, 0, noise, film, keep_seen=looks)
 
     with (
         acting(policy, num_workers),

@@ -20,7 +20,7 @@ from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.filtering import ContextQueue, is_informative
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.types import ChunkResult, Context, Rollout, RolloutGroup
+from lightning_ript.types import ChunkResult, Context, Observation, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +39,14 @@ class EpisodeRequest:
         k: Its number in the group.
         seed: Entropy of its sampling noise; None acts on the most likely action instead.
         film: Whether to keep a frame of every control step.
+        keep_seen: Of how many decisions to keep what the policy saw.
     """
 
     context: Context
     k: int
     seed: tuple[int, ...] | None
     film: bool = False
+    keep_seen: int = 0
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Running:
     records: list[dict[str, torch.Tensor]] = field(default_factory=list)
     log_probs: list[torch.Tensor] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
+    seen: list[np.ndarray] = field(default_factory=list)
 
 
 @contextmanager
@@ -137,6 +140,8 @@ def run_episodes(
                         yield _finish(state, answer.success)
                         continue
                     answer = answer.observation
+                if len(state.seen) < state.episode.keep_seen:
+                    state.seen.extend(_side_by_side(answer))
                 deciding.append(slot)
                 observations.append(answer)
             if deciding:
@@ -200,7 +205,15 @@ def _finish(state: _Running, success: bool) -> Rollout:
         record=record,
         log_probs=torch.stack(state.log_probs),
         frames=tuple(state.frames),
+        seen=tuple(state.seen),
     )
+
+
+def _side_by_side(observation: Observation) -> list[np.ndarray]:
+    """All images of an observation as one, where they are equally high; none without any."""
+    images = [value for value in observation.values() if value.ndim == 3]
+    same = [image for image in images if image.shape[0] == images[0].shape[0]]
+    return [np.concatenate(same, axis=1)] if same else []
 
 
 @dataclass(frozen=True)

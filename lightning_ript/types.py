@@ -103,6 +103,8 @@ class Rollout:
         record: What the policy needs to score its own actions again: name -> (D, ...).
         log_probs: Log-probability of each action token when it was sampled, (D, T) float32.
         frames: Images for a video, empty unless filmed.
+        seen: What the policy saw in its first decisions, all cameras side by side, (H, W, 3) uint8;
+            empty unless asked for.
     """
 
     context: Context
@@ -112,6 +114,7 @@ class Rollout:
     record: dict[str, Tensor]
     log_probs: Tensor
     frames: tuple[np.ndarray, ...] = ()
+    seen: tuple[np.ndarray, ...] = ()
 
     @property
     def decisions(self) -> int:

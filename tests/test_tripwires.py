@@ -3,9 +3,13 @@
 import warnings
 from dataclasses import replace
 
+import imageio.v3 as iio
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from other_robot import OtherSpec
+from test_other_robot import ript
+from test_other_robot import run as run_other
 from toy_runs import history
 
 from lightning_ript.callbacks.tripwires import oddities
@@ -13,6 +17,7 @@ from lightning_ript.cli import main
 from lightning_ript.envs.toy import ToySpec
 from lightning_ript.policies.agreement import allowed_log_ratio, check_agreement
 from lightning_ript.policies.toy import ToyPolicy
+from lightning_ript.types import Context
 
 
 class ForgetfulPolicy(ToyPolicy):
@@ -38,10 +43,19 @@ class Hopeless(ToySpec):
     """Nothing counts as a success."""
 
     def make(self):
-        environment = super().make()
+        environment = super(type(self), self).make()
         step_chunk = environment.step_chunk
         environment.step_chunk = lambda actions: replace(step_chunk(actions), success=False)
         return environment
+
+
+class HopelessRobot(OtherSpec):
+    """With a camera, and 20 test states."""
+
+    make = Hopeless.make
+
+    def test_contexts(self, task):
+        return [Context(task, i, seed=10_000 + i) for i in range(20)]
 
 
 HOPELESS = "--data.init_args.environment=test_tripwires.Hopeless"
@@ -96,6 +110,18 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, capsys):
 def test_an_evaluation_without_success_names_what_to_check(tmp_path):
     with pytest.warns(UserWarning, match=r"None of \d+ evaluation episodes succeeded: check the"):
         main(["validate", "--config=configs/toy.yaml", f"--run_dir={tmp_path}", HOPELESS])
+
+
+def test_what_the_policy_saw_is_shown(tmp_path):
+    config = ript()
+    config["data"]["init_args"]["environment"] = "test_tripwires.HopelessRobot"
+    with pytest.warns(UserWarning, match=r"validate_seen\.png shows what the policy saw"):
+        run_other(tmp_path, "blind", config, "validate")
+    picture = iio.imread(tmp_path / "blind/evaluation/validate_seen.png")
+    robot = HopelessRobot()
+    first = robot.make().reset(robot.test_contexts(robot.tasks()[0])[0])["front"]
+    assert picture.shape == (3 * 16, 16, 3)  # 16 steps are three decisions of six
+    assert (picture[:16] == first).all()
 
 
 def test_odd_actions_are_named():

@@ -10,6 +10,11 @@ def evaluation_path(run_dir: str | Path, name: str) -> Path:
     return Path(run_dir) / "evaluation" / f"{name}.json"
 
 
+def seen_path(run_dir: str | Path, name: str) -> Path:
+    """The picture of what the policy saw in an evaluation in which nothing succeeded."""
+    return Path(run_dir) / "evaluation" / f"{name}_seen.png"
+
+
 def videos_path(run_dir: str | Path, name: str) -> Path:
     """The folder of the evaluation's videos."""
     return Path(run_dir) / "videos" / name
