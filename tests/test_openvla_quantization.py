@@ -73,7 +73,7 @@ def test_ript_and_resume(folder, tmp_path, kind, forward):
         "--model.policy.lora={r: 2, alpha: 4}",
         f"--model.policy.quantization={kind}",
         f"--model.policy.forward={forward}",
-        "--model.optimizer.lr=0.01",
+        "--model.optimizer.lr=0.002",
         "--model.kl_coefficient=0.1",  # to a quantized copy
         "--data.environment=openvla_probe.ReachSpec",
         "--data.rollouts_per_context=4",
