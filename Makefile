@@ -18,8 +18,8 @@ EVERYTHING := .[assets,dev,openvla,quantization,tensorboard,wandb]
 # Two files at a time, for two cores; the tests of a file share what it has prepared.
 PYTEST := pytest --numprocesses 2 --dist loadfile
 PRACTICE = --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
-  --model.init_args.policy.init_args.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
-  --data.init_args.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
+  --model.policy.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
+  --data.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
 
 .PHONY: help install quickstart test test-lowest lint clean
 
@@ -49,12 +49,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 quickstart: install
 	$(RIPT) collect-demos --config $(QUICK)/demos.yaml --out $(RUN)/demonstrations --seed $(SEED)
 	$(RIPT) fit --config $(QUICK)/autoencoder.yaml --config $(QUICK)/policy.yaml \
-	  --model.init_args.policy.init_args.sizes.dropout 0 \
-	  --data.init_args.files [$(RUN)/demonstrations] \
+	  --model.policy.sizes.dropout 0 \
+	  --data.files [$(RUN)/demonstrations] \
 	  --seed_everything $(SEED) --run_dir $(RUN)/autoencoder
 	$(RIPT) fit --config $(QUICK)/sft.yaml --config $(QUICK)/policy.yaml \
-	  --data.init_args.files [$(RUN)/demonstrations] \
-	  --model.init_args.policy.init_args.checkpoint $(RUN)/autoencoder/checkpoints/last.ckpt \
+	  --data.files [$(RUN)/demonstrations] \
+	  --model.policy.checkpoint $(RUN)/autoencoder/checkpoints/last.ckpt \
 	  --seed_everything $(SEED) --run_dir $(RUN)/sft
 	test -f $(RUN)/ript/evaluation/before.json || $(RIPT) validate $(PRACTICE) \
 	  --config $(QUICK)/before.yaml

@@ -151,7 +151,7 @@ class AutoencoderTraining(DemonstrationTraining):
                 f"The autoencoder uses only {int(self._used.sum())} of {len(self._used)} skill "
                 "tokens on the held-out demonstrations: its codes have collapsed, and a policy "
                 "can hardly act with so few. Lower the learning rate or set "
-                "model.init_args.policy.init_args.sizes.dropout to 0."
+                "model.policy.sizes.dropout to 0."
             )
 
 
