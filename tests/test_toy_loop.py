@@ -242,7 +242,7 @@ def test_nothing_to_learn_later_ends_the_run_as_it_stood(tmp_path):
         run = fit(tmp_path, 5, *hopeless(8))
     assert run["epoch"] == 0
     assert run["RolloutDataModule"]["next_context"] == 8
-    assert run["RolloutDataModule"]["environment"]["class"] == "ToySpec"
+    assert run["RolloutDataModule"]["environment"]["class"] == "HopelessSpec"
     (entry,) = history(tmp_path)
     assert 0 < entry["metrics"]["rollout/groups_kept"] <= 6
     with pytest.warns(UserWarning, match=r"All 8 contexts of iteration 1 .* nothing to learn"):
