@@ -37,8 +37,8 @@ def linear_textures(sim, size):
     sim._render_context_offscreen.update_offscreen_size(size, size)  # uploads the textures again
 
 
-def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
-    """LIBERO's own environment, stepped by itself."""
+def reference_environment(task, size):
+    """LIBERO's own environment, just reset, with the colours of published data."""
     from libero.libero.envs import OffScreenRenderEnv
 
     env = OffScreenRenderEnv(
@@ -47,6 +47,12 @@ def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
     env.seed(0)
     env.reset()
     linear_textures(env.env.sim, size)
+    return env
+
+
+def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
+    """LIBERO's own environment, stepped by itself."""
+    env = reference_environment(task, size)
     env.set_init_state(state)
     for _ in range(10):
         env.step(np.array([0.0, 0, 0, 0, 0, 0, -1]))
@@ -70,14 +76,7 @@ def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
 
 def run_blind_reference(task, start, state, size):
     """QueST's own evaluation: ten zero actions in another scene, then the state is set."""
-    from libero.libero.envs import OffScreenRenderEnv
-
-    env = OffScreenRenderEnv(
-        bddl_file_name=str(bddl_path(task)), camera_heights=size, camera_widths=size
-    )
-    env.seed(0)
-    env.reset()
-    linear_textures(env.env.sim, size)
+    env = reference_environment(task, size)
     env.set_init_state(start)
     for _ in range(10):
         seen, *_ = env.step(np.zeros(7))

@@ -115,9 +115,14 @@ LIBERO_90 = {
 def resolved(capsys, *names, more=()):
     """The whole configuration that a stage and what goes on top of it come to."""
     assert FILES.issuperset(names[1:])
+    return printed(capsys, "fit", "quest", names, more)
+
+
+def printed(capsys, command, folder, names, more=()):
+    """The configuration that a command would run with."""
+    files = [f"--config=configs/{folder}/{name}.yaml" for name in names]
     with pytest.raises(SystemExit) as caught:
-        main(["fit", *(f"--config=configs/quest/{name}.yaml" for name in names), *more,
-              "--print_config"])  # fmt: skip
+        main([command, *files, *more, "--print_config"])
     out, err = capsys.readouterr()
     assert caught.value.code == 0, err
     return yaml.safe_load(out)
@@ -249,12 +254,7 @@ def _scene_and_goal(file):
     ],
 )
 def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
-    files = [f"--config=configs/openvla_oft/{name}.yaml" for name in ("ript", suite)]
-    with pytest.raises(SystemExit) as caught:
-        main(["fit", *files, "--print_config"])
-    out, err = capsys.readouterr()
-    assert caught.value.code == 0, err
-    config = yaml.safe_load(out)
+    config = printed(capsys, "fit", "openvla_oft", ("ript", suite))
     model = {
         "advantage": "leave_one_out",
         "passes": 1,
@@ -304,10 +304,8 @@ def test_openvla_oft(suite, lr, scale, steps, tasks, capsys):
     ours="the same with configs/quest/evaluation.yaml; by default all 50",
 )
 def test_quests_own_evaluation(capsys):
-    files = [f"--config=configs/quest/{name}.yaml" for name in ("ript", "libero_goal/ript")]
-    with pytest.raises(SystemExit):
-        main(["validate", *files, "--config=configs/quest/evaluation.yaml", "--print_config"])
-    config = yaml.safe_load(capsys.readouterr().out)
+    names = ("ript", "libero_goal/ript", "evaluation")
+    config = printed(capsys, "validate", "quest", names)
     expected = {
         "eval_states_per_task": 48,
         "eval_sampling": True,
@@ -325,10 +323,7 @@ def test_quests_own_evaluation(capsys):
 )
 def test_simplevla_rl(capsys):
     names = ("ript", "libero_spatial", "tokens", "simplevla_rl")
-    files = [f"--config=configs/openvla_oft/{name}.yaml" for name in names]
-    with pytest.raises(SystemExit):
-        main(["validate", *files, "--print_config"])
-    config = yaml.safe_load(capsys.readouterr().out)
+    config = printed(capsys, "validate", "openvla_oft", names)
     model = {"policy.temperature": 1.6, "clip_low": 0.2, "clip_high": 0.28}
     data = {"environment.max_steps": 512, "eval_sampling": False, "environment.settle_steps": 10}
     check(config, {"model": model, "data": data})

@@ -12,12 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from lightning_ript.policies.base import Decisions, PolicyAdapter
-from lightning_ript.policies.quest.checkpoint import (
-    check_language,
-    is_official,
-    load_official,
-    load_weights,
-)
+from lightning_ript.policies.quest.checkpoint import is_official, load_official, load_weights
 from lightning_ript.policies.quest.language import task_embedding
 from lightning_ript.policies.quest.model import QueST, QueSTConfig, inputs_for
 from lightning_ript.types import Observation, Task
@@ -89,8 +84,7 @@ class QueSTPolicy(PolicyAdapter):
         self.noise_shape = (sizes.tokens,)
         self.model = QueST(sizes)
         if checkpoint is not None:
-            check_language(checkpoint, language)
-            load_weights(self.model, checkpoint)
+            load_weights(self.model, checkpoint, language)
         self.model.requires_grad_(False)
         self.model.policy_prior.requires_grad_(True)
         self.eval()
@@ -197,8 +191,7 @@ class QueSTPolicy(PolicyAdapter):
         """Loads an official file."""
         if not is_official(place):
             return False
-        check_language(place, self.language)
-        load_official(self.model, place)
+        load_official(self.model, place, self.language)
         self.checkpoint = str(place)
         return True
 

@@ -30,7 +30,7 @@ def is_official(place: str | Path) -> bool:
     return "model" in _read(place)
 
 
-def load_official(model: nn.Module, place: str | Path) -> None:
+def load_official(model: nn.Module, place: str | Path, language: str | None = None) -> None:
     """Loads an official file, with or without the `module.` prefix, into `model`.
 
     Raises:
@@ -41,6 +41,8 @@ def load_official(model: nn.Module, place: str | Path) -> None:
     contents = _read(place)
     if "model" not in contents:
         raise ValueError(f"{place} is not an official QueST checkpoint: it has no 'model' entry")
+    if language is not None:
+        _check_language(contents, place, language)
     _load(model, _official_weights(contents), place)
 
 
@@ -92,9 +94,13 @@ def check_language(place: str | Path, language: str) -> None:
         ValueError: It has: with other vectors for the instructions, it acts at random. A file that
             does not say what it has learned is taken for a published one, which has learned CLIP's.
     """
-    if not is_official(place):
+    _check_language(_read(place), place, language)
+
+
+def _check_language(contents: Mapping[str, Any], place: str | Path, language: str) -> None:
+    if "model" not in contents:
         return  # of this project: an autoencoder has learned none, and SFT may go on with others
-    learned = recorded_language(place)
+    learned = contents.get("language")
     if learned is None and language == "hashed":
         raise ValueError(
             f"{place} is an official QueST checkpoint, which has learned CLIP's text features, but "
@@ -108,14 +114,22 @@ def check_language(place: str | Path, language: str) -> None:
         )
 
 
-def load_weights(model: nn.Module, place: str | Path) -> None:
+def load_weights(model: nn.Module, place: str | Path, language: str | None = None) -> None:
     """Loads an official file or a Lightning checkpoint of any of this project's stages.
+
+    Args:
+        model: QueST.
+        place: The file, here or on the hub.
+        language: How instructions become vectors, for `check_language`; None checks nothing.
 
     Raises:
         OSError: No such file, here or on the hub.
-        ValueError: As `load_official`.
+        ValueError: As `load_official` and `check_language`.
     """
-    _load(model, read_weights(place), place)
+    contents = _read(place)
+    if language is not None:
+        _check_language(contents, place, language)
+    _load(model, _weights(contents, place), place)
 
 
 def read_weights(place: str | Path) -> dict[str, Tensor]:
@@ -125,7 +139,10 @@ def read_weights(place: str | Path) -> dict[str, Tensor]:
         OSError: No such file, here or on the hub.
         ValueError: The file cannot be read, or holds no QueST.
     """
-    contents = _read(place)
+    return _weights(_read(place), place)
+
+
+def _weights(contents: Mapping[str, Mapping[str, Tensor]], place: str | Path) -> dict[str, Tensor]:
     if "model" in contents:
         return _official_weights(contents)
     weights = {
