@@ -1,13 +1,10 @@
 """Both modes are LIBERO bit for bit in every suite and kind of arena, over whole episodes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from real_assets import REAL_ASSETS
+from real_assets import REAL_ASSETS, run_probe
 
 from lightning_ript.envs.libero.assets import ASSETS_VARIABLE
 
@@ -29,17 +26,8 @@ def seen(request, tmp_path_factory):
         pytest.skip(f"no LIBERO assets in {REAL_ASSETS}: set {ASSETS_VARIABLE}")
     suite, index = TASKS[request.param]
     output = tmp_path_factory.mktemp("arena") / "seen.npz"
-    command = [sys.executable, str(ROOT / "tests/arena_probe.py"), str(REAL_ASSETS.resolve())]
-    done = subprocess.run(
-        [*command, suite, str(index), str(output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return {"arena": request.param, **np.load(output)}
+    seen = run_probe("arena_probe.py", REAL_ASSETS.resolve(), suite, index, output=output)
+    return {"arena": request.param, **seen}
 
 
 @pytest.mark.libero

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from real_assets import REAL_ASSETS
+from real_assets import REAL_ASSETS, run_probe
 
 from lightning_ript.envs.libero import LiberoSpec, graphics
 from lightning_ript.envs.libero.assets import ASSETS_VARIABLE, FOLDERS, cache_folder
@@ -165,18 +165,7 @@ def _pack(name):
 def seen(request, tmp_path_factory):
     """What tests/libero_probe.py saw."""
     output = tmp_path_factory.mktemp("probe") / "seen.npz"
-    command = [sys.executable, str(ROOT / "tests/libero_probe.py"), str(_pack(request.param))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(output)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return np.load(output)
+    return run_probe("libero_probe.py", _pack(request.param), output=output)
 
 
 @pytest.mark.libero

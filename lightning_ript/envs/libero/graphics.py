@@ -66,15 +66,19 @@ def renderer() -> str:
     )
     environment = {**os.environ, "MUJOCO_GL": choose_backend(), **device_variables(0)}
     environment["PYOPENGL_PLATFORM"] = environment["MUJOCO_GL"]
-    asked = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:  # a result or a checkpoint is about to be written
+        log.warning("OpenGL does not say who draws within two minutes.")
+        return "unknown"
     said = asked.stdout.strip().splitlines()
     if asked.returncode or not said:
         log.warning("OpenGL does not say who draws: %s", asked.stderr.strip()[-300:])

@@ -33,10 +33,16 @@ def is_official(place: str | Path) -> bool:
 def load_official(model: nn.Module, place: str | Path, language: str | None = None) -> None:
     """Loads an official file, with or without the `module.` prefix, into `model`.
 
+    Args:
+        model: QueST.
+        place: The file, here or on the hub.
+        language: How instructions become vectors, for `check_language`; None checks nothing.
+
     Raises:
         OSError: No such file, here or on the hub.
         ValueError: The file is not readable, not official, or does not fit the model; names every
-            key that is missing, unexpected or of another shape (with both shapes).
+            key that is missing, unexpected or of another shape (with both shapes). Or `language` is
+            not what it has learned.
     """
     contents = _read(place)
     if "model" not in contents:
