@@ -23,7 +23,8 @@ from lightning_ript.contexts import SampledContexts
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.policies.base import Decisions, PolicyAdapter
-from lightning_ript.rollouts import EpisodeRequest, run_episodes
+from lightning_ript.rollouts import run_episodes
+from lightning_ript.scheduling import EpisodeRequest, InOrder
 
 CHUNK = 8
 REPORTS = 20
@@ -79,7 +80,7 @@ def main(
     sys.stdout.write("| episodes | kills | minutes | main MiB | workers MiB | open files |\n")
     sys.stdout.write("|---|---|---|---|---|---|\n")
     with EnvironmentPool(spec, workers) as pool:
-        for rollout in run_episodes(RandomPolicy(), pool, stream, max_steps):
+        for rollout in run_episodes(RandomPolicy(), pool, InOrder(stream), max_steps):
             seen[rollout.k] += 1
             alive = pool.processes
             if seen.total() % max(1, episodes // REPORTS) == 0:

@@ -18,7 +18,8 @@ from torchmetrics import Metric
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.rollouts import EpisodeRequest, ForwardContext, acting, run_episodes
+from lightning_ript.rollouts import ForwardContext, acting, run_episodes
+from lightning_ript.scheduling import EpisodeRequest, TaskByTask
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 from lightning_ript.types import Context, Rollout, Task
 
@@ -87,7 +88,7 @@ def run_evaluation(
             run_episodes(
                 policy,
                 pool,
-                episodes=episodes(),
+                schedule=TaskByTask(episodes()),
                 max_steps=max_steps,
                 forward_context=forward_context,
             )

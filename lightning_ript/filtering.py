@@ -6,6 +6,7 @@ enough groups are kept, over all ranks together.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -51,6 +52,7 @@ class ContextQueue(ABC):
         wanted: Groups to keep.
         limit: Contexts to try at most.
         quota: Groups to keep of each task at most; further contexts of the task are passed over.
+        ranks: How many share the contexts.
 
     Attributes:
         kept: Groups kept among the leading contexts.
@@ -58,8 +60,12 @@ class ContextQueue(ABC):
         passed_over: Numbers of leading contexts whose task had its quota.
     """
 
-    def __init__(self, first: int, wanted: int, limit: int, quota: Quota | None = None) -> None:
+    def __init__(
+        self, first: int, wanted: int, limit: int, quota: Quota | None = None, ranks: int = 1
+    ) -> None:
         self.first, self.wanted, self.limit = first, wanted, limit
+        self._ranks = ranks
+        self._unfinished: set[int] = set()  # of this rank
         self.kept = 0
         self.dropped = 0
         self.passed_over: set[int] = set()
@@ -74,8 +80,24 @@ class ContextQueue(ABC):
             if number >= self.first + self.limit:
                 return None
             if not self._is_full(number):
+                self._unfinished.add(number)
                 return number
         return None
+
+    def needs_another(self) -> bool:
+        """Whether the next context counts, however unfinished ones end, and is this rank's to run.
+
+        Every rank runs its share of those. With quotas it may still be passed over.
+        """
+        self.enough()
+        missing = self.wanted - self.kept
+        end = min(self._lead + missing, self.first + self.limit)
+        return self._upcoming() < end and len(self._unfinished) < math.ceil(missing / self._ranks)
+
+    def report(self, number: int, kept: bool) -> None:
+        """Says how a context's group ended."""
+        self._unfinished.discard(number)
+        self._publish(number, kept)
 
     def enough(self) -> bool:
         """Whether the leading finished contexts hold enough kept groups, or all were tried."""
@@ -114,12 +136,16 @@ class ContextQueue(ABC):
         return self._lead
 
     @abstractmethod
-    def report(self, number: int, kept: bool) -> None:
-        """Says how a context's group ended."""
+    def _publish(self, number: int, kept: bool) -> None:
+        """Tells every rank how a context's group ended."""
 
     @abstractmethod
     def _take(self) -> int:
         """Returns a number nobody has taken yet."""
+
+    @abstractmethod
+    def _upcoming(self) -> int:
+        """The number that will be taken next."""
 
     @abstractmethod
     def _result(self, number: int) -> bool | None:
@@ -134,13 +160,15 @@ class LocalQueue(ContextQueue):
         self._next = first
         self._results: dict[int, bool] = {}
 
-    def report(self, number: int, kept: bool) -> None:
-        """Remembers it."""
+    def _publish(self, number: int, kept: bool) -> None:
         self._results[number] = kept
 
     def _take(self) -> int:
         self._next += 1
         return self._next - 1
+
+    def _upcoming(self) -> int:
+        return self._next
 
     def _result(self, number: int) -> bool | None:
         return self._results.get(number)
@@ -155,20 +183,29 @@ class SharedQueue(ContextQueue):
         wanted: As above, over all ranks.
         limit: As above, over all ranks.
         quota: As above, over all ranks.
+        ranks: As above.
     """
 
     def __init__(
-        self, store: dist.Store, first: int, wanted: int, limit: int, quota: Quota | None = None
+        self,
+        store: dist.Store,
+        first: int,
+        wanted: int,
+        limit: int,
+        quota: Quota | None = None,
+        ranks: int = 1,
     ) -> None:
-        super().__init__(first, wanted, limit, quota)
+        super().__init__(first, wanted, limit, quota, ranks)
         self._store = store
 
-    def report(self, number: int, kept: bool) -> None:
-        """Tells all ranks."""
+    def _publish(self, number: int, kept: bool) -> None:
         self._store.set(f"result/{number}", "kept" if kept else "dropped")
 
     def _take(self) -> int:
         return self.first + self._store.add("taken", 1) - 1
+
+    def _upcoming(self) -> int:
+        return self.first + self._store.add("taken", 0)
 
     def _result(self, number: int) -> bool | None:
         key = f"result/{number}"
@@ -190,4 +227,4 @@ def make_queue(
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return LocalQueue(first, wanted, limit, quota)
     store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
-    return SharedQueue(store, first, wanted, limit, quota=quota)
+    return SharedQueue(store, first, wanted, limit, quota=quota, ranks=dist.get_world_size())

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.filtering import ContextQueue, is_informative
 from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.scheduling import EpisodeRequest, GroupByGroup, Schedule
 from lightning_ript.types import ChunkResult, Context, Observation, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)
@@ -28,25 +30,6 @@ ForwardContext = Callable[[], AbstractContextManager]
 """Makes the context of a forward pass, as Lightning's precision plugins do."""
 
 _ATTEMPTS = 3  # of an episode; a simulator that fails each time has another reason than bad luck
-
-
-@dataclass(frozen=True)
-class EpisodeRequest:
-    """An episode to run.
-
-    Attributes:
-        context: Where it starts.
-        k: Its number in the group.
-        seed: Entropy of its sampling noise; None acts on the most likely action instead.
-        film: Whether to keep a frame of every control step.
-        keep_seen: Of how many decisions to keep what the policy saw.
-    """
-
-    context: Context
-    k: int
-    seed: tuple[int, ...] | None
-    film: bool = False
-    keep_seen: int = 0
 
 
 @dataclass
@@ -85,7 +68,7 @@ def acting(policy: PolicyAdapter, num_workers: int) -> Iterator[None]:
 def run_episodes(
     policy: PolicyAdapter,
     pool: EnvironmentPool,
-    episodes: Iterator[EpisodeRequest],
+    schedule: Schedule,
     max_steps: int,
     forward_context: ForwardContext = nullcontext,
 ) -> Generator[Rollout, None, None]:
@@ -97,7 +80,7 @@ def run_episodes(
     Args:
         policy: Decides for all slots that wait, in one batch.
         pool: Where the episodes run.
-        episodes: What to run; the next one is taken only when a slot is free.
+        schedule: What to run; an episode is taken only when a slot is free.
         max_steps: Control steps after which an episode has failed.
         forward_context: Makes the context that the policy decides in.
 
@@ -112,9 +95,12 @@ def run_episodes(
             running[slot] = _Running(episode, attempt, rng)
             pool.reset(slot, episode.context, episode.film)
 
+    def start_next(slot: int) -> None:
+        start(slot, schedule.take(slot, partial(pool.is_ready, slot)))
+
     try:
         for slot in pool.slots:
-            start(slot, next(episodes, None))
+            start_next(slot)
         while running:
             deciding, observations = [], []
             for slot, answer in pool.wait():
@@ -136,7 +122,7 @@ def run_episodes(
                     state.frames.extend(answer.frames)
                     if answer.success or state.steps >= max_steps:
                         del running[slot]
-                        start(slot, next(episodes, None))
+                        start_next(slot)
                         yield _finish(state, answer.success)
                         continue
                     answer = answer.observation
@@ -269,13 +255,7 @@ def collect_groups(
     """
     finished: dict[int, list[Rollout]] = {}
     complete: dict[int, RolloutGroup] = {}
-
-    def episodes() -> Iterator[EpisodeRequest]:
-        while (n := queue.claim()) is not None:
-            start = context(n)
-            finished[n] = []
-            for k in range(rollouts_per_context):
-                yield EpisodeRequest(start, k, seed=(*seed, n, k))
+    schedule = GroupByGroup(queue, context, rollouts_per_context, seed)
 
     def keeps(group: RolloutGroup) -> bool:
         return not dynamic_sampling or is_informative(group.rewards)
@@ -283,12 +263,12 @@ def collect_groups(
     # However the loop ends, closing abandons what still runs.
     with closing(
         run_episodes(
-            policy, pool, episodes=episodes(), max_steps=max_steps, forward_context=forward_context
+            policy, pool, schedule=schedule, max_steps=max_steps, forward_context=forward_context
         )
     ) as stream:
         for rollout in stream:
             n = rollout.context.index
-            finished[n].append(rollout)
+            finished.setdefault(n, []).append(rollout)
             if len(finished[n]) == rollouts_per_context:
                 group = RolloutGroup(
                     rollout.context, tuple(sorted(finished.pop(n), key=lambda r: r.k))

@@ -16,7 +16,16 @@ LAYERS = [
     ["demos"],
     ["policies"],
     [
-        *("contexts", "rollouts", "filtering", "advantages", "minibatches", "ppo", "evaluation"),
+        *(
+            "contexts",
+            "rollouts",
+            "scheduling",
+            "filtering",
+            "advantages",
+            "minibatches",
+            "ppo",
+            "evaluation",
+        ),
         *("datamodule", "module"),
     ],
     ["extensions", "reports"],

@@ -15,14 +15,18 @@ from lightning_ript.envs.toy import ToyEnvironment, ToySpec
 from lightning_ript.evaluation import EvaluationEpisodes
 from lightning_ript.filtering import LocalQueue, is_informative
 from lightning_ript.policies.toy import ToyPolicy
-from lightning_ript.rollouts import EpisodeRequest, collect_groups, run_episodes
+from lightning_ript.rollouts import collect_groups, run_episodes
+from lightning_ript.scheduling import EpisodeRequest, InOrder
 
 SPEC = ToySpec()
 SOURCE = SampledContexts()
 
 
 class ShufflingPool:
-    """Toy environments in this process that answer in any order, some much later than others."""
+    """Toy environments in this process that answer in any order, some much later than others.
+
+    Which of them have a task ready is random, too.
+    """
 
     def __init__(self, seed, slots):
         self._random = random.Random(seed)
@@ -35,6 +39,9 @@ class ShufflingPool:
 
     def step_chunk(self, slot, actions):
         self._pending[slot] = self._environments[slot].step_chunk(actions)
+
+    def is_ready(self, slot, task):
+        return self._random.random() < 0.5
 
     def wait(self):
         slow = min(self._pending)  # the first slot answers only when nobody else is left
@@ -153,7 +160,7 @@ def test_an_episode_ends_at_max_steps():
             return decisions
 
     contexts = [SOURCE.context(n, SPEC, 0) for n in range(3)]
-    episodes = (EpisodeRequest(context, 0, (1,)) for context in contexts)
+    episodes = InOrder(EpisodeRequest(context, 0, (1,)) for context in contexts)
     rollouts = list(run_episodes(Away(), ShufflingPool(0, 2), episodes, max_steps=10))
     assert [(r.steps, r.decisions, r.success) for r in rollouts] == [(10, 3, False)] * 3
 
@@ -162,7 +169,7 @@ def test_greedy_and_sampled_episodes_share_a_pool():
     context = SOURCE.context(0, SPEC, 0)
     episodes = [EpisodeRequest(context, k, (k,) if k % 2 else None) for k in range(8)]
     pool = ShufflingPool(0, 4)
-    rollouts = sorted(run_episodes(ToyPolicy(), pool, iter(episodes), 32), key=lambda r: r.k)
+    rollouts = sorted(run_episodes(ToyPolicy(), pool, InOrder(episodes), 32), key=lambda r: r.k)
     actions = [rollout.record["indices"] for rollout in rollouts]
     assert all(torch.equal(a, actions[0]) for a in actions[::2])
     assert not any(torch.equal(a[:1], b[:1]) for a, b in pairwise(actions[1::2]))
@@ -173,7 +180,7 @@ def test_abandoned_episodes_do_not_block_the_pool():
     with EnvironmentPool(SPEC, 2) as pool:
         for _ in range(2):
             stream = run_episodes(
-                ToyPolicy(), pool, (EpisodeRequest(c, 0, (0,)) for c in contexts), 32
+                ToyPolicy(), pool, InOrder(EpisodeRequest(c, 0, (0,)) for c in contexts), 32
             )
             next(stream)
             stream.close()

@@ -15,7 +15,7 @@ import torch
 
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
-from lightning_ript.rollouts import EpisodeRequest
+from lightning_ript.scheduling import EpisodeRequest
 from lightning_ript.types import Context, Task
 from measuring.policy import TimedPolicy
 from measuring.processes import cores

@@ -12,7 +12,7 @@ from lightning_ript.commands.collect_demos import EXPERT_SUITES, finished
 from lightning_ript.demos.recorder import RecorderSpec
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
-from lightning_ript.rollouts import EpisodeRequest
+from lightning_ript.scheduling import EpisodeRequest
 from lightning_ript.types import Context, Task
 from measuring.workers import StagedContext
 

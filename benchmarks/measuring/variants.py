@@ -13,7 +13,8 @@ import torch
 
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
-from lightning_ript.rollouts import EpisodeRequest, run_episodes
+from lightning_ript.rollouts import run_episodes
+from lightning_ript.scheduling import EpisodeRequest, InOrder
 from lightning_ript.types import Task
 from measuring.policy import TimedPolicy
 from measuring.processes import processor_seconds, tree_memory_mib
@@ -221,7 +222,7 @@ class Ours(Variant):
 
     def run(self, policy: TimedPolicy, episodes: Sequence[EpisodeRequest]) -> list[Outcome]:
         """See `Variant`."""
-        rollouts = run_episodes(policy, self._pool, iter(episodes), self.spec.max_steps)
+        rollouts = run_episodes(policy, self._pool, InOrder(episodes), self.spec.max_steps)
         return [Outcome(rollout.success, rollout.steps) for rollout in rollouts]
 
     def readings(self) -> list[dict[str, float]]:

@@ -53,6 +53,11 @@ class TimedSpec:
     least_workers: ClassVar[int] = 1
     episodes_per_worker: ClassVar[int] = 1
 
+    @property
+    def tasks_kept(self) -> int:
+        """As the environment's."""
+        return self.libero.tasks_kept
+
     def worker_variables(self, device: int) -> dict[str, str]:
         """As the environment's."""
         return self.libero.worker_variables(device)

@@ -27,6 +27,7 @@ class RecorderSpec:
 
     least_workers: ClassVar[int] = 1
     episodes_per_worker: ClassVar[int] = 1
+    tasks_kept: ClassVar[int | None] = None
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """As the environment's."""

@@ -80,6 +80,10 @@ class WorkerSpec(Protocol):
     def episodes_per_worker(self) -> int:
         """Episodes that one simulator runs at once, from 1 on."""
 
+    @property
+    def tasks_kept(self) -> int | None:
+        """As `EnvironmentSpec.tasks_kept`."""
+
     def worker_variables(self, device: int) -> dict[str, str]:
         """Environment variables of the workers of a rank, which draw on this GPU."""
 
@@ -109,6 +113,14 @@ class EnvironmentSpec(ABC):
 
     conventions: ClassVar[Mapping[str, str]] = {}
     """What the numbers of each observation key, and of `action`, mean: unit, frame, order, sign."""
+
+    @property
+    def tasks_kept(self) -> int | None:
+        """Tasks that a worker keeps ready, those it ran last; None if any task is ready at once.
+
+        Episodes are given to workers that have their task ready, where that is possible.
+        """
+        return None
 
     @property
     @abstractmethod

@@ -109,6 +109,8 @@ class EnvironmentPool:
         self._unsent: list[list[Request]] = [[] for _ in self._workers or self._local]
         self._waiting_to_start: deque[int] = deque()
         self._busy: set[int] = set()
+        # Of each worker or local simulator, the tasks it has ready; a dictionary keeps their order.
+        self._ready: list[dict[str, None]] = [{} for _ in self._unsent]
         self._lost: set[int] = set()  # slots whose episode went with a worker that another failed
         self._starting_at_once = len(os.sched_getaffinity(0)) if num_workers else 0
         # One thread a worker: the parallelism is over workers, and software GL would otherwise
@@ -133,6 +135,16 @@ class EnvironmentPool:
     def reset(self, slot: int, context: Context, film: bool = False) -> None:
         """Asks a slot to start an episode; `wait` returns its first observation."""
         self.ask(slot, _BEGINS, context, film)
+        ready = self._ready[slot // self._per_worker]
+        ready.pop(context.task.name, None)
+        ready[context.task.name] = None
+        kept = self._spec.tasks_kept
+        while kept is not None and len(ready) > kept:
+            del ready[next(iter(ready))]
+
+    def is_ready(self, slot: int, task: str) -> bool:
+        """Whether a slot's simulator can begin an episode of this task without preparing it."""
+        return self._spec.tasks_kept is None or task in self._ready[slot // self._per_worker]
 
     def step_chunk(self, slot: int, actions: np.ndarray) -> None:
         """Asks a slot to execute actions (n, action_dim); `wait` returns the `ChunkResult`."""
@@ -290,6 +302,7 @@ class EnvironmentPool:
     def _end(self, number: int, worker: _Worker) -> int:
         """Ends a worker; its slots get a new one when they are next asked."""
         self._workers[number] = None
+        self._ready[number].clear()
         worker.channel.close()
         try:
             return worker.process.wait(_EXIT_SECONDS)

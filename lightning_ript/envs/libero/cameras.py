@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import mujoco
 import numpy as np
+from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
 from lightning_ript.envs.libero.culling import Culling, View, casts_shadows
 from lightning_ript.envs.libero.decimation import decimated_meshes
+from lightning_ript.envs.libero.gl_memory import release_copied, unused_textures_left_out
 from lightning_ript.envs.libero.graphics import CAMERAS, Render, Textures
 
 _HIDDEN_GROUP = mujoco.mjNGROUP - 1  # not drawn by default, and used by nothing in LIBERO
@@ -21,7 +24,7 @@ class Cameras:
     What a camera cannot see is not handed to OpenGL, which changes no pixel; see `culling`.
 
     Args:
-        sim: robosuite's simulation, with its off-screen context.
+        sim: robosuite's simulation, without an off-screen context.
         size: Height and width in pixels.
         render: `full` draws LIBERO's meshes; `light` draws them with fewer triangles and without
             shadows and reflections.
@@ -36,19 +39,25 @@ class Cameras:
         self._size = size
         self._model = model = sim.model._model
         self._data = sim.data._data
-        self._context = context = sim._render_context_offscreen
-        context.gl_ctx.make_current()
-        if textures == "linear":  # before the textures are uploaded, which `_resize` does again
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        if textures == "linear":
             model.tex_colorspace[:] = mujoco.mjtColorSpace.mjCOLORSPACE_LINEAR
+        quality = model.vis.quality
+        if not casts_shadows(model) or render == "light":
+            quality.shadowsize = 0  # else the context holds a map of 64 MB for them
+        groups = mujoco.MjvOption().geomgroup
+        groups[0] = 0  # what only collides is not drawn
+        with ExitStack() as changed:  # the context copies textures and triangles when it is built
+            changed.enter_context(unused_textures_left_out(model, groups))
+            if render == "light":
+                quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
+                changed.enter_context(decimated_meshes(model, size))
+            self._context = context = MjRenderContextOffscreen(sim, device_id=-1)
+        release_copied(model)
+        context.vopt.geomgroup[:] = groups
         if render == "light":
             context.scn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             context.scn.flags[_REFLECTION] = 0
-            quality = model.vis.quality
-            quality.numslices, quality.numstacks, quality.numquads = 12, 6, 1
-            with decimated_meshes(model, size):  # the context copies the triangles when it is built
-                self._resize()
-        else:
-            self._resize()
         self._group = model.geom_group.copy()
         light = render == "light"
         self._culling = (
@@ -89,6 +98,3 @@ class Cameras:
         self._context.gl_ctx.make_current()
         self._context.con.free()
         self._context.gl_ctx.free()
-
-    def _resize(self) -> None:
-        self._context.update_offscreen_size(self._size, self._size)

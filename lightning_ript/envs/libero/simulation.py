@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 import mujoco
 import numpy as np
-from libero.libero.envs import OffScreenRenderEnv
+from libero.libero.envs.env_wrapper import ControlEnv
 from robosuite.utils.errors import RandomizationError
 from robosuite.utils.observables import Observable, sensor
 
 from lightning_ript.envs.libero.cameras import Cameras
+from lightning_ript.envs.libero.compiled import models_from_cache
 from lightning_ript.envs.libero.fast_step import FastStepper
 from lightning_ript.envs.libero.graphics import Render, Textures
+from lightning_ript.envs.libero.small_textures import with_small_textures
 from lightning_ript.envs.libero.suites import bddl_path
 from lightning_ript.types import Observation, Perturbation, Task
 
@@ -55,12 +57,16 @@ class TaskSimulation:
         render: Render,
         textures: Textures = "linear",
     ) -> None:
-        with numpy_seed(0):  # the constructor draws, and `seed` sets, NumPy's global generator
-            self.libero = OffScreenRenderEnv(
+
+        def edited(xml: str) -> str:
+            return with_small_textures(xml, image_size) if render == "light" else xml
+
+        # The constructor draws, and `seed` sets, NumPy's global generator.
+        with numpy_seed(0), models_from_cache(edited):
+            self.libero = ControlEnv(
                 bddl_file_name=str(bddl_path(task)),
                 use_camera_obs=False,
-                camera_heights=image_size,
-                camera_widths=image_size,
+                has_offscreen_renderer=False,  # `Cameras` draws, and is built once
                 ignore_done=True,  # the caller limits episodes, not LIBERO's horizon
             )
             self.libero.seed(0)
