@@ -3,6 +3,7 @@
     types        the records that travel through the loop
     contexts     1: where episodes start
     rollouts     2: K episodes per context
+    scheduling      which episode a free simulator runs next
     filtering    3: dynamic sampling, which groups are kept
     advantages   4: each rollout against the others of its group
     minibatches     the kept rollouts as micro-batches of several passes
