@@ -87,12 +87,22 @@ class ContextQueue(ABC):
     def needs_another(self) -> bool:
         """Whether the next context counts, however unfinished ones end, and is this rank's to run.
 
-        Every rank runs its share of those. With quotas it may still be passed over.
+        Every rank runs its share of those.
         """
         self.enough()
-        missing = self.wanted - self.kept
+        missing, number = self.wanted - self.kept, self._upcoming()
         end = min(self._lead + missing, self.first + self.limit)
-        return self._upcoming() < end and len(self._unfinished) < math.ceil(missing / self._ranks)
+        if number >= end or len(self._unfinished) >= math.ceil(missing / self._ranks):
+            return False
+        return self._quota is None or self._may_keep(number, self._quota)
+
+    def _may_keep(self, number: int, quota: Quota) -> bool:
+        """Whether a context's task has room for it, however the contexts before it end."""
+        task = quota.task_of(number)
+        before = (n for n in range(self._lead, number) if quota.task_of(n) == task)
+        return (
+            self._kept_of[task] + sum(self._result(n) is not False for n in before) < quota.groups
+        )
 
     def report(self, number: int, kept: bool) -> None:
         """Says how a context's group ended."""

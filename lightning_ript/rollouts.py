@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -96,7 +95,7 @@ def run_episodes(
             pool.reset(slot, episode.context, episode.film)
 
     def start_next(slot: int) -> None:
-        start(slot, schedule.take(slot, partial(pool.is_ready, slot)))
+        start(slot, schedule.take(slot, pool))
 
     try:
         for slot in pool.slots:

@@ -1,21 +1,21 @@
-"""Which episode a free slot runs next: of a task that its simulator has ready, where possible.
+"""Which episode a free slot runs next: of a scene that its simulator has ready, where possible.
 
-Preparing a task costs as much as many control steps, so a slot should stay with its tasks. What is
-collected does not depend on the order in which episodes run.
+Preparing a scene costs as much as many control steps, so a slot should stay with its scenes. What
+is collected does not depend on the order in which episodes run.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from lightning_ript.filtering import ContextQueue
-from lightning_ript.types import Context
+from lightning_ript.types import Context, Task
 
-IsReady = Callable[[str], bool]
-"""Whether a slot's simulator can begin an episode of the task of this name at once."""
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,28 @@ class EpisodeRequest:
     film: bool = False
     keep_seen: int = 0
 
+
+class Simulators(Protocol):
+    """What a schedule asks about the slots; see `EnvironmentPool`."""
+
     @property
-    def task(self) -> str:
-        """Name of its task."""
-        return self.context.task.name
+    def slots(self) -> Sequence[int]:
+        """The slots an episode can run in."""
+
+    def is_ready(self, slot: int, task: Task) -> bool:
+        """Whether a slot can begin an episode of this task without preparing anything."""
 
 
 class Schedule(ABC):
     """Hands out episodes one by one."""
 
     @abstractmethod
-    def take(self, slot: int, is_ready: IsReady) -> EpisodeRequest | None:
+    def take(self, slot: int, simulators: Simulators) -> EpisodeRequest | None:
         """The episode that a free slot runs next; None when there is none, now and later.
 
         Args:
             slot: Number of the slot.
-            is_ready: Whether its simulator can begin an episode of a task at once.
+            simulators: All slots.
         """
 
 
@@ -61,52 +67,43 @@ class InOrder(Schedule):
     def __init__(self, episodes: Iterable[EpisodeRequest]) -> None:
         self._episodes = iter(episodes)
 
-    def take(self, slot: int, is_ready: IsReady) -> EpisodeRequest | None:
+    def take(self, slot: int, simulators: Simulators) -> EpisodeRequest | None:
         """The next one."""
         return next(self._episodes, None)
 
 
 class TaskByTask(Schedule):
-    """Spreads known episodes so that slots keep to their tasks, and all finish together.
+    """Spreads known episodes so that slots keep to their scenes, and all finish together.
 
-    A slot goes on with its task. When that has no episode left, it begins the task with most
-    episodes left among those that no other slot runs, or else helps where most are left.
+    A slot runs the task with most episodes left: of those that it has ready, or else of those that
+    no other slot has ready, or else of all.
 
     Args:
         episodes: Those of one task are handed out in this order.
     """
 
     def __init__(self, episodes: Iterable[EpisodeRequest]) -> None:
-        self._left: dict[str, deque[EpisodeRequest]] = {}
+        self._left: dict[Task, deque[EpisodeRequest]] = {}
         for episode in episodes:
-            self._left.setdefault(episode.task, deque()).append(episode)
-        self._running: dict[int, str] = {}
+            self._left.setdefault(episode.context.task, deque()).append(episode)
 
-    def take(self, slot: int, is_ready: IsReady) -> EpisodeRequest | None:
-        """One of the slot's task if it can be; None when all have been handed out."""
+    def take(self, slot: int, simulators: Simulators) -> EpisodeRequest | None:
+        """The next one of the task that suits the slot best."""
         if not self._left:
             return None
-        others = {task for other, task in self._running.items() if other != slot}
-
-        def worth(task: str) -> tuple[bool, bool, bool, int]:
-            mine = self._running.get(slot) == task
-            return mine, is_ready(task), task not in others, len(self._left[task])
-
-        task = max(self._left, key=worth)
-        self._running[slot] = task
-        episode = self._left[task].popleft()
-        if not self._left[task]:
-            del self._left[task]
-        return episode
+        task = max(
+            self._left, key=lambda task: (_suits(slot, task, simulators), len(self._left[task]))
+        )
+        return _next(self._left, task)
 
 
 class GroupByGroup(Schedule):
     """Hands out the K episodes of each context that a queue hands out.
 
-    A free slot runs a waiting episode of a task it has ready. Otherwise it begins a context that is
-    needed in any case, rather than helping with another slot's; only when there is none does it
-    help, and only when there is nothing to help with does it begin a context that may turn out not
-    to be needed. So keeping to tasks runs no context in vain.
+    Contexts that are needed in any case are claimed together, and a free slot runs the first of
+    those that it has ready, or else of those that no other slot has ready, or else of all. Only
+    when there is nothing else to do does it begin a context that may turn out not to be needed. So
+    keeping to scenes runs no context in vain.
 
     Args:
         queue: Hands out context numbers.
@@ -126,25 +123,36 @@ class GroupByGroup(Schedule):
         self._rollouts_per_context, self._seed = rollouts_per_context, seed
         self._waiting: dict[int, deque[EpisodeRequest]] = {}  # by context, in the stream's order
 
-    def take(self, slot: int, is_ready: IsReady) -> EpisodeRequest | None:
+    def take(self, slot: int, simulators: Simulators) -> EpisodeRequest | None:
         """The next episode for the slot; None when no context is left or needed."""
-        for number, episodes in self._waiting.items():
-            if is_ready(episodes[0].task):
-                return self._next(number)
-        if not self._waiting or self._queue.needs_another():
-            claimed = self._queue.claim()
-            if claimed is not None:
-                start = self._context(claimed)
-                self._waiting[claimed] = deque(
-                    EpisodeRequest(start, k, seed=(*self._seed, claimed, k))
-                    for k in range(self._rollouts_per_context)
-                )
-                return self._next(claimed)
-        return self._next(next(iter(self._waiting))) if self._waiting else None
+        while self._queue.needs_another() or not self._waiting:
+            number = self._queue.claim()
+            if number is None:
+                break
+            start = self._context(number)
+            self._waiting[number] = deque(
+                EpisodeRequest(start, k, seed=(*self._seed, number, k))
+                for k in range(self._rollouts_per_context)
+            )
+        if not self._waiting:
+            return None
 
-    def _next(self, number: int) -> EpisodeRequest:
-        episodes = self._waiting[number]
-        episode = episodes.popleft()
-        if not episodes:
-            del self._waiting[number]
-        return episode
+        def suits(number: int) -> int:
+            return _suits(slot, self._waiting[number][0].context.task, simulators)
+
+        return _next(self._waiting, max(self._waiting, key=suits))
+
+
+def _suits(slot: int, task: Task, simulators: Simulators) -> int:
+    """How well a task suits a slot: 2 if it is ready there, 1 if it is nowhere else, else 0."""
+    if simulators.is_ready(slot, task):
+        return 2
+    return int(not any(simulators.is_ready(other, task) for other in simulators.slots))
+
+
+def _next(queues: dict[Key, deque[EpisodeRequest]], key: Key) -> EpisodeRequest:
+    """Takes the next episode out of one of the queues; one that is empty goes."""
+    episode = queues[key].popleft()
+    if not queues[key]:
+        del queues[key]
+    return episode

@@ -17,6 +17,7 @@ TASKS = {  # arena and what moves in it: suite, task
     "living-room": ("libero_90", 60),
     "study": ("libero_10", 5),
 }
+SHARED = ("table-stove", "kitchen-stove", "living-room")  # scenes of several tasks
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -34,6 +35,8 @@ def seen(request, tmp_path_factory):
 def test_fast_mode_is_libero_bit_for_bit(seen):
     for what in ("states", "proprioception", "images"):
         np.testing.assert_array_equal(seen[f"fast_{what}"], seen[f"reference_{what}"])
+    assert seen["scenes_prepared"] == 1
+    assert seen["tasks_run"] == 1 + (seen["arena"] in SHARED)
 
 
 @pytest.mark.libero

@@ -12,7 +12,7 @@ import numpy as np
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
-from lightning_ript.types import ChunkResult, Context, Observation
+from lightning_ript.types import ChunkResult, Context, Observation, Task
 from measuring.clock import Clock
 
 SUBSTEPS = 25  # physics steps in a control step
@@ -54,9 +54,13 @@ class TimedSpec:
     episodes_per_worker: ClassVar[int] = 1
 
     @property
-    def tasks_kept(self) -> int:
+    def scenes_kept(self) -> int:
         """As the environment's."""
-        return self.libero.tasks_kept
+        return self.libero.scenes_kept
+
+    def scene(self, task: Task) -> str:
+        """As the environment's."""
+        return self.libero.scene(task)
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """As the environment's."""

@@ -10,7 +10,7 @@ import numpy as np
 from lightning_ript.demos.hdf5 import RecordedEpisode
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.environment import LiberoEnvironment
-from lightning_ript.types import Context, Observation
+from lightning_ript.types import Context, Observation, Task
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,11 @@ class RecorderSpec:
 
     least_workers: ClassVar[int] = 1
     episodes_per_worker: ClassVar[int] = 1
-    tasks_kept: ClassVar[int | None] = None
+    scenes_kept: ClassVar[int | None] = None
+
+    def scene(self, task: Task) -> str:
+        """As the environment's."""
+        return self.libero.scene(task)
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """As the environment's."""

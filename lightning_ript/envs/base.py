@@ -81,8 +81,11 @@ class WorkerSpec(Protocol):
         """Episodes that one simulator runs at once, from 1 on."""
 
     @property
-    def tasks_kept(self) -> int | None:
-        """As `EnvironmentSpec.tasks_kept`."""
+    def scenes_kept(self) -> int | None:
+        """As `EnvironmentSpec.scenes_kept`."""
+
+    def scene(self, task: Task) -> str:
+        """As `EnvironmentSpec.scene`."""
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """Environment variables of the workers of a rank, which draw on this GPU."""
@@ -115,12 +118,16 @@ class EnvironmentSpec(ABC):
     """What the numbers of each observation key, and of `action`, mean: unit, frame, order, sign."""
 
     @property
-    def tasks_kept(self) -> int | None:
-        """Tasks that a worker keeps ready, those it ran last; None if any task is ready at once.
+    def scenes_kept(self) -> int | None:
+        """Scenes that a worker keeps ready, those it ran last; None if any task is ready at once.
 
-        Episodes are given to workers that have their task ready, where that is possible.
+        Episodes are given to workers that have their scene ready, where that is possible.
         """
         return None
+
+    def scene(self, task: Task) -> str:
+        """Names what a worker has to prepare for a task; tasks that share it have the same name."""
+        return task.name
 
     @property
     @abstractmethod

@@ -21,7 +21,7 @@ import numpy as np
 from lightning_ript.envs.base import WorkerError, WorkerSpec
 from lightning_ript.envs.channel import Channel, shared_file
 from lightning_ript.envs.requests import Request, answer_together
-from lightning_ript.types import Context
+from lightning_ript.types import Context, Task
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class EnvironmentPool:
         self._unsent: list[list[Request]] = [[] for _ in self._workers or self._local]
         self._waiting_to_start: deque[int] = deque()
         self._busy: set[int] = set()
-        # Of each worker or local simulator, the tasks it has ready; a dictionary keeps their order.
+        # The scenes that each worker or local simulator has ready, in the order of their use.
         self._ready: list[dict[str, None]] = [{} for _ in self._unsent]
         self._lost: set[int] = set()  # slots whose episode went with a worker that another failed
         self._starting_at_once = len(os.sched_getaffinity(0)) if num_workers else 0
@@ -136,15 +136,20 @@ class EnvironmentPool:
         """Asks a slot to start an episode; `wait` returns its first observation."""
         self.ask(slot, _BEGINS, context, film)
         ready = self._ready[slot // self._per_worker]
-        ready.pop(context.task.name, None)
-        ready[context.task.name] = None
-        kept = self._spec.tasks_kept
+        scene = self._spec.scene(context.task)
+        ready.pop(scene, None)
+        ready[scene] = None
+        kept = self._spec.scenes_kept
         while kept is not None and len(ready) > kept:
             del ready[next(iter(ready))]
 
-    def is_ready(self, slot: int, task: str) -> bool:
-        """Whether a slot's simulator can begin an episode of this task without preparing it."""
-        return self._spec.tasks_kept is None or task in self._ready[slot // self._per_worker]
+    def is_ready(self, slot: int, task: Task) -> bool:
+        """Whether a slot's simulator can begin an episode of this task without preparing a scene.
+
+        What it is about to prepare counts as ready.
+        """
+        kept, ready = self._spec.scenes_kept, self._ready[slot // self._per_worker]
+        return kept is None or self._spec.scene(task) in ready
 
     def step_chunk(self, slot: int, actions: np.ndarray) -> None:
         """Asks a slot to execute actions (n, action_dim); `wait` returns the `ChunkResult`."""

@@ -25,7 +25,7 @@ FRAME_CAMERA = "agentview_rgb"
 
 
 class LiberoEnvironment:
-    """LIBERO's tasks, compiled when first needed.
+    """LIBERO's tasks; their scenes are compiled when first needed.
 
     Episodes are deterministic: the same context gives the same bits, whatever ran before.
     """
@@ -148,16 +148,18 @@ class LiberoEnvironment:
     def _simulation(self, task: Task) -> TaskSimulation:
         from lightning_ript.envs.libero.simulation import TaskSimulation
 
-        if task.name not in self._simulations:
+        scene = self._spec.scene(task)
+        if scene not in self._simulations:
             while len(self._simulations) >= self._spec.max_compiled:
                 self._simulations.popitem(last=False)[1].close()
             log.info("compiling LIBERO's task %d of %s: %s.", task.index, task.suite, task.name)
-            self._simulations[task.name] = TaskSimulation(
+            self._simulations[scene] = TaskSimulation(
                 task,
                 image_size=self._spec.image_size,
                 mode=self._spec.mode,
                 render=self._spec.render,
                 textures=self._spec.textures,
             )
-        self._simulations.move_to_end(task.name)
-        return self._simulations[task.name]
+        self._simulations.move_to_end(scene)
+        self._simulations[scene].set_task(task)
+        return self._simulations[scene]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import mujoco
 import numpy as np
+from libero.libero.envs.bddl_utils import robosuite_parse_problem
 from libero.libero.envs.env_wrapper import ControlEnv
 from robosuite.utils.errors import RandomizationError
 from robosuite.utils.observables import Observable, sensor
@@ -39,10 +40,10 @@ _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends
 
 
 class TaskSimulation:
-    """The simulator of one task.
+    """The simulator of a scene, and of one of its tasks at a time.
 
     Args:
-        task: The task.
+        task: Which task.
         image_size: Height and width of the images.
         mode: `exact` steps as robosuite does, `fast` with one forward pass per substep.
         render: How the cameras are drawn.
@@ -71,6 +72,7 @@ class TaskSimulation:
             )
             self.libero.seed(0)
             self.libero.reset()
+        self._task = task
         self.problem = self.libero.env
         self.robot = self.problem.robots[0]
         self.model = self.problem.sim.model._model
@@ -93,6 +95,18 @@ class TaskSimulation:
         self._seen: Observation | None = None
         if self._fast is None:
             self._add_observer()
+
+    def set_task(self, task: Task) -> None:
+        """Makes it the simulator of another task of the same scene: only the goal is another."""
+        if task == self._task:
+            return
+        path = str(bddl_path(task))
+        parsed = robosuite_parse_problem(path)
+        self.problem.parsed_problem = parsed
+        self.problem.bddl_file_name = path
+        self.problem.obj_of_interest = parsed["obj_of_interest"]
+        self.libero.language_instruction = " ".join(parsed["language_instruction"])
+        self._task = task
 
     def reset(self, state: np.ndarray, perturbation: Perturbation | None = None) -> None:
         """Puts everything back as LIBERO's reset left it, then sets the physical state.

@@ -15,7 +15,7 @@ from lightning_ript.envs.base import Environment, EnvironmentSpec
 from lightning_ript.envs.libero import graphics
 from lightning_ript.envs.libero.assets import STANDIN_CAVEAT, Assets, resolve_assets
 from lightning_ript.envs.libero.graphics import CAMERAS, Render, Textures
-from lightning_ript.envs.libero.suites import find_tasks, init_states
+from lightning_ript.envs.libero.suites import find_tasks, init_states, scene
 from lightning_ript.types import Context, Task
 
 Mode = Literal["exact", "fast"]
@@ -55,7 +55,7 @@ class LiberoSpec(EnvironmentSpec):
         assets: Folder of LIBERO's assets; None to look for them (see `assets.resolve_assets`).
         init_joint_noise: Standard deviation (rad) of the noise on the arm's joints in sampled
             resets; 0.02 is what the benchmark's own initial states carry.
-        max_compiled: Compiled tasks that one environment keeps, the least recently used goes. Each
+        max_compiled: Compiled scenes that one environment keeps, the least recently used goes. Each
             takes 0.2 GB (`light`, 64 pixels) to 0.5 GB (`full`, 128 pixels) of memory.
     """
 
@@ -87,9 +87,13 @@ class LiberoSpec(EnvironmentSpec):
     }
 
     @property
-    def tasks_kept(self) -> int:
+    def scenes_kept(self) -> int:
         """What `max_compiled` says."""
         return self.max_compiled
+
+    def scene(self, task: Task) -> str:
+        """Tasks of a suite with the same objects in the same places share a scene."""
+        return scene(task)
 
     @property
     def observation_space(self) -> spaces.Dict:

@@ -7,6 +7,7 @@ question on stdin when it finds no configuration.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import pickle
 import zipfile
@@ -98,6 +99,33 @@ def find_tasks(suite: str, wanted: Sequence[int | str] | None = None) -> tuple[T
 def bddl_path(task: Task) -> Path:
     """The task's BDDL file: its objects, regions, initial conditions and goal."""
     return libero_root() / "bddl_files" / task.suite / f"{task.name}.bddl"
+
+
+_OF_THE_TASK = ("(:language", "(:obj_of_interest", "(:goal")
+
+
+@functools.cache
+def scene(task: Task) -> str:
+    """Names what a task's BDDL file says apart from the task: fixtures, objects, where they are.
+
+    LIBERO-90's tasks take place in 20 scenes, LIBERO-Goal's in one.
+    """
+    text = bddl_path(task).read_text()
+    for section in _OF_THE_TASK:
+        start = text.find(section)
+        if start >= 0:
+            text = text[:start] + text[_end(text, start) :]
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+
+
+def _end(text: str, start: int) -> int:
+    """One past the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if not depth:
+            return place + 1
+    return len(text)
 
 
 def init_states(task: Task) -> np.ndarray:
