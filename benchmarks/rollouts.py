@@ -4,6 +4,7 @@ python benchmarks/rollouts.py [--suite libero_spatial] [--assets FOLDER] [--json
 python benchmarks/rollouts.py --success 0.5 --max_steps 150
 python benchmarks/rollouts.py --suite libero_spatial --success 0.5 --success_at 80
 python benchmarks/rollouts.py --scaling "[1, 2, 4, 8]" --episodes 32
+python benchmarks/rollouts.py --tasks "[1, 10, 90]" --suite libero_90 --render light
 
 All variants run the same episodes: the same states of the benchmark, the quickstart's QueST with
 the same random weights, the same sampling noise, and the same settling steps.
@@ -26,6 +27,11 @@ rest of a worker's time, in which decisions are made and messages travel. Memory
 process's plus the peaks of the variant's own processes. A success is staged, so that it does not
 hang on weights: the episode executes what the scripted expert did from the same state, or is
 declared successful at a given step; the policy is asked all the same.
+
+With `--tasks`, groups of many tasks run together, as an iteration of training runs them, and one
+by one in simulators that have the task ready, which costs nothing for changing tasks. Every
+simulator's first scene and what one_by_one prepares are not counted; the scenes are in the cache
+then. Of the reference, which builds a vector environment for each task, three groups are run.
 """
 
 from __future__ import annotations
@@ -33,8 +39,9 @@ from __future__ import annotations
 import json as json_format
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # LIBERO's spawned processes import this file: they need this module, and must not load torch.
 import measuring.reference  # noqa: F401
@@ -55,6 +62,9 @@ def main(
     max_steps: int = 120,
     variants: list[str] | None = None,
     scaling: list[int] | None = None,
+    tasks: list[int] | None = None,
+    render: Literal["full", "light"] = "full",
+    reference: bool = True,
     device: str = "cpu",
     seed: int = 0,
     assets: str | None = None,
@@ -76,6 +86,10 @@ def main(
         variants: What to run; all five when left out, or ours in fast mode when `scaling`.
         scaling: Numbers of workers: instead of comparing, runs ours in fast mode with each of them
             and says what bounds it.
+        tasks: Numbers of tasks, evenly spaced over the suite: instead of comparing, runs ours in
+            fast mode with each of them.
+        render: How ours draws with `tasks`.
+        reference: Whether the reference runs, too, with `tasks`.
         device: Where the policy decides.
         seed: Decides weights, sampling and which episodes succeed.
         assets: Folder of LIBERO's assets; looked for when left out.
@@ -101,19 +115,20 @@ def main(
         scale,
         scaling_table,
     )
+    from measuring.many_tasks import many_tasks, many_tasks_table
     from measuring.plan import plan
     from measuring.policy import TimedPolicy
 
     names = choose(variants, bool(scaling))
     policy = TimedPolicy(seed).to(device)
     size = policy.model.config.image_size
-    spec = LiberoSpec(suite, [task], image_size=size, max_steps=max_steps, assets=assets)
+    chosen = None if tasks else [task]
+    spec = LiberoSpec(suite, chosen, image_size=size, max_steps=max_steps, assets=assets)
     spec.check()
-    (chosen,) = spec.tasks()
-    laid_out = plan(spec, chosen, rounds, episodes, rollouts_per_context, success, success_at, seed)
     settings = {
         "suite": suite,
-        "task": chosen.name,
+        "task": None if tasks else spec.tasks()[0].name,
+        "render": render,
         "success": success,
         "success_at": success_at,
         "workers": scaling or workers,
@@ -125,15 +140,24 @@ def main(
         "machine": machine(),
     }
     results: dict[str, Any] = {"settings": settings}
-    if scaling:
-        results["scaling"] = scale(spec, chosen, scaling, laid_out, policy, names)
-        print(scaling_table(results["scaling"]))
+    if tasks:
+        spec = replace(spec, render=render)
+        arguments = (workers, rollouts_per_context, policy, seed, reference)
+        results["many_tasks"] = many_tasks(spec, tasks, *arguments)
+        print(many_tasks_table(results["many_tasks"]))
     else:
-        results["variants"] = compare(spec, chosen, workers, laid_out, policy, names)
-        results["control_step"] = probe(spec, spec.test_contexts(chosen)[0], seed)
-        print(comparison_table(results["variants"]))
-        print()
-        print(probe_table(results["control_step"]))
+        one = spec.tasks()[0]
+        of_rounds = (rounds, episodes, rollouts_per_context, success, success_at, seed)
+        laid_out = plan(spec, one, *of_rounds)
+        if scaling:
+            results["scaling"] = scale(spec, one, scaling, laid_out, policy, names)
+            print(scaling_table(results["scaling"]))
+        else:
+            results["variants"] = compare(spec, one, workers, laid_out, policy, names)
+            results["control_step"] = probe(spec, spec.test_contexts(one)[0], seed)
+            print(comparison_table(results["variants"]))
+            print()
+            print(probe_table(results["control_step"]))
     if json is not None:
         json.write_text(json_format.dumps(results, indent=2))
 
