@@ -159,3 +159,14 @@ def test_textures_are_halved_while_they_are_too_large(scene, texture):
         means = np.asarray(whole, float).reshape(16, 4, 16, 4, 3).mean((1, 3))
         assert np.abs(np.asarray(halved) - means).max() <= 0.5
     mujoco.MjModel.from_xml_string(small)
+
+
+def test_textures_with_a_palette_are_halved_too(scene, texture):
+    from PIL import Image
+
+    with Image.open(texture) as whole:
+        whole.quantize(16).save(texture)
+    with_small_textures(scene, image_size=8)
+    (file,) = (cache_folder() / "textures").iterdir()
+    with Image.open(file) as halved:
+        assert (halved.mode, halved.size) == ("RGB", (32, 32))

@@ -48,5 +48,7 @@ def _small(file: str, most: int) -> str:
             if "srgb" in image.info:  # MuJoCo asks
                 said.add(b"sRGB", bytes([image.info["srgb"]]))
             with replacing(path) as draft:
-                image.reduce(factor).save(draft, pnginfo=said)
+                # Colours of a palette have no mean; LIBERO's textures are opaque.
+                plain = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+                plain.reduce(factor).save(draft, pnginfo=said)
     return str(path)
