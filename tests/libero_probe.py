@@ -37,22 +37,20 @@ def linear_textures(sim, size):
     sim._render_context_offscreen.update_offscreen_size(size, size)  # uploads the textures again
 
 
-def reference_environment(task, size):
+def reference_environment(bddl, size):
     """LIBERO's own environment, just reset, with the colours of published data."""
     from libero.libero.envs import OffScreenRenderEnv
 
-    env = OffScreenRenderEnv(
-        bddl_file_name=str(bddl_path(task)), camera_heights=size, camera_widths=size
-    )
+    env = OffScreenRenderEnv(bddl_file_name=str(bddl), camera_heights=size, camera_widths=size)
     env.seed(0)
     env.reset()
     linear_textures(env.env.sim, size)
     return env
 
 
-def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
+def run_reference(bddl, state, size, chunks=REFERENCE_CHUNKS):
     """LIBERO's own environment, stepped by itself."""
-    env = reference_environment(task, size)
+    env = reference_environment(bddl, size)
     env.set_init_state(state)
     for _ in range(10):
         env.step(np.array([0.0, 0, 0, 0, 0, 0, -1]))
@@ -74,9 +72,9 @@ def run_reference(task, state, size, chunks=REFERENCE_CHUNKS):
     }
 
 
-def run_blind_reference(task, start, state, size):
+def run_blind_reference(bddl, start, state, size):
     """QueST's own evaluation: ten zero actions in another scene, then the state is set."""
-    env = reference_environment(task, size)
+    env = reference_environment(bddl, size)
     env.set_init_state(start)
     for _ in range(10):
         seen, *_ = env.step(np.zeros(7))
@@ -170,7 +168,7 @@ def main(assets, output):
     exact.reset(contexts[0])
     found["horizon_steps"] = exact.step_chunk(ACTIONS[0]).steps
     exact.close()
-    keep("reference", run_reference(task, contexts[0].init_state, 64))
+    keep("reference", run_reference(bddl_path(task), contexts[0].init_state, 64))
 
     for mode in ("exact", "fast"):
         blind = dataclasses.replace(spec, mode=mode, protocol="reference").make()
@@ -178,7 +176,7 @@ def main(assets, output):
         blind.reset(contexts[2])  # leaves no trace
         keep(f"blind_{mode}", run_blind(blind, contexts[1]))
         blind.close()
-    keep("blind_reference", run_blind_reference(task, start, contexts[1].init_state, 64))
+    keep("blind_reference", run_blind_reference(bddl_path(task), start, contexts[1].init_state, 64))
 
     fast = dataclasses.replace(spec, mode="fast", render="light").make()
     keep("fast", run_ours(fast, contexts[0]))

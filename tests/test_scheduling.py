@@ -5,7 +5,7 @@ from collections import Counter, deque
 import pytest
 import torch.distributed as dist
 
-from lightning_ript.envs.libero.suites import scene, suite_tasks
+from lightning_ript.envs.libero.suites import bddl_path, scene, suite_tasks
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.envs.toy import ToySpec
 from lightning_ript.filtering import LocalQueue, Quota, SharedQueue
@@ -86,10 +86,10 @@ def test_the_longest_task_begins_first_and_others_help_where_most_is_left():
 
 def test_libero_90_is_prepared_by_scene():
     tasks = suite_tasks("libero_90")
-    assert len({scene(task) for task in tasks}) == 20
-    assert len({scene(task) for task in suite_tasks("libero_goal")}) == 1
+    assert len({scene(bddl_path(task)) for task in tasks}) == 20
+    assert len({scene(bddl_path(task)) for task in suite_tasks("libero_goal")}) == 1
     episodes = [EpisodeRequest(Context(t, i), 0, None) for t in tasks for i in range(50)]
-    slots = Slots(2, scene)
+    slots = Slots(2, lambda task: scene(bddl_path(task)))
     assert len(in_turn(TaskByTask(episodes), slots)) == 4500
     assert len(slots.prepared) <= 21
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +144,16 @@ def configure_libero(assets_path: Path) -> None:
     import libero.libero
 
     libero.libero._assets_path_cache = str(assets_path)
+
+
+def register_objects(modules: Sequence[str]) -> None:
+    """Imports modules that register further classes of objects with LIBERO.
+
+    Args:
+        modules: Their names; call it once LIBERO is configured.
+    """
+    for module in modules:
+        importlib.import_module(module)
 
 
 def _named(folder: str, setting: str, suite: str) -> Assets:

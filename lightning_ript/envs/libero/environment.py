@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_ript.envs.libero import graphics
-from lightning_ript.envs.libero.assets import configure_libero
+from lightning_ript.envs.libero.assets import configure_libero, register_objects
 from lightning_ript.types import ChunkResult, Context, Observation, Task
 
 if TYPE_CHECKING:  # importing it needs LIBERO to be configured
@@ -33,6 +33,7 @@ class LiberoEnvironment:
     def __init__(self, spec: LiberoSpec) -> None:
         graphics.use_backend()
         configure_libero(spec.found_assets.path)
+        register_objects(spec.object_modules)
         self._spec = spec
         self._simulations: OrderedDict[str, TaskSimulation] = OrderedDict()
         self._current: TaskSimulation | None = None
@@ -148,18 +149,18 @@ class LiberoEnvironment:
     def _simulation(self, task: Task) -> TaskSimulation:
         from lightning_ript.envs.libero.simulation import TaskSimulation
 
-        scene = self._spec.scene(task)
+        scene, bddl = self._spec.scene(task), self._spec.bddl_path(task)
         if scene not in self._simulations:
             while len(self._simulations) >= self._spec.max_compiled:
                 self._simulations.popitem(last=False)[1].close()
             log.info("compiling LIBERO's task %d of %s: %s.", task.index, task.suite, task.name)
             self._simulations[scene] = TaskSimulation(
-                task,
+                bddl,
                 image_size=self._spec.image_size,
                 mode=self._spec.mode,
                 render=self._spec.render,
                 textures=self._spec.textures,
             )
         self._simulations.move_to_end(scene)
-        self._simulations[scene].set_task(task)
+        self._simulations[scene].set_task(bddl)
         return self._simulations[scene]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import mujoco
@@ -25,8 +26,7 @@ from lightning_ript.envs.libero.compiled import models_from_cache
 from lightning_ript.envs.libero.fast_step import FastStepper
 from lightning_ript.envs.libero.graphics import Render, Textures
 from lightning_ript.envs.libero.small_textures import with_small_textures
-from lightning_ript.envs.libero.suites import bddl_path
-from lightning_ript.types import Observation, Perturbation, Task
+from lightning_ript.types import Observation, Perturbation
 
 CONTROL_HZ = 20
 ARM_JOINTS = 7
@@ -43,7 +43,7 @@ class TaskSimulation:
     """The simulator of a scene, and of one of its tasks at a time.
 
     Args:
-        task: Which task.
+        bddl: File of the task.
         image_size: Height and width of the images.
         mode: `exact` steps as robosuite does, `fast` with one forward pass per substep.
         render: How the cameras are drawn.
@@ -52,7 +52,7 @@ class TaskSimulation:
 
     def __init__(
         self,
-        task: Task,
+        bddl: Path,
         image_size: int,
         mode: Literal["exact", "fast"],
         render: Render,
@@ -65,14 +65,14 @@ class TaskSimulation:
         # The constructor draws, and `seed` sets, NumPy's global generator.
         with numpy_seed(0), models_from_cache(edited):
             self.libero = ControlEnv(
-                bddl_file_name=str(bddl_path(task)),
+                bddl_file_name=str(bddl),
                 use_camera_obs=False,
                 has_offscreen_renderer=False,  # `Cameras` draws, and is built once
                 ignore_done=True,  # the caller limits episodes, not LIBERO's horizon
             )
             self.libero.seed(0)
             self.libero.reset()
-        self._task = task
+        self._bddl = bddl
         self.problem = self.libero.env
         self.robot = self.problem.robots[0]
         self.model = self.problem.sim.model._model
@@ -96,17 +96,16 @@ class TaskSimulation:
         if self._fast is None:
             self._add_observer()
 
-    def set_task(self, task: Task) -> None:
+    def set_task(self, bddl: Path) -> None:
         """Makes it the simulator of another task of the same scene: only the goal is another."""
-        if task == self._task:
+        if bddl == self._bddl:
             return
-        path = str(bddl_path(task))
-        parsed = robosuite_parse_problem(path)
+        parsed = robosuite_parse_problem(str(bddl))
         self.problem.parsed_problem = parsed
-        self.problem.bddl_file_name = path
+        self.problem.bddl_file_name = str(bddl)
         self.problem.obj_of_interest = parsed["obj_of_interest"]
         self.libero.language_instruction = " ".join(parsed["language_instruction"])
-        self._task = task
+        self._bddl = bddl
 
     def reset(self, state: np.ndarray, perturbation: Perturbation | None = None) -> None:
         """Puts everything back as LIBERO's reset left it, then sets the physical state.

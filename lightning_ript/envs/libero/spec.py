@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -15,7 +16,16 @@ from lightning_ript.envs.base import Environment, EnvironmentSpec
 from lightning_ript.envs.libero import graphics
 from lightning_ript.envs.libero.assets import STANDIN_CAVEAT, Assets, resolve_assets
 from lightning_ript.envs.libero.graphics import CAMERAS, Render, Textures
-from lightning_ript.envs.libero.suites import find_tasks, init_states, scene
+from lightning_ript.envs.libero.suites import (
+    SUITES,
+    bddl_path,
+    choose_tasks,
+    find_tasks,
+    init_states,
+    read_states,
+    scene,
+)
+from lightning_ript.envs.libero.task_files import TaskFile, check_task_files, find_task_files
 from lightning_ript.types import Context, Task
 
 Mode = Literal["exact", "fast"]
@@ -25,16 +35,21 @@ BLIND_CAVEAT = (
     "of another scene; the numbers are not comparable with those of `settled`."
 )
 IMAGE_SIZES = range(16, 1025)
+SAMPLED_TESTS, SAMPLED_TESTS_FROM = 50, 2**31
 MUJOCO_FROM, MUJOCO_BELOW = (3, 3, 6), (3, 4)
 
 
 @dataclass(frozen=True)
 class LiberoSpec(EnvironmentSpec):
-    """A suite of LIBERO and how to simulate it.
+    """A suite of LIBERO, or tasks given by files, and how to simulate them.
 
     Attributes:
-        suite: One of `suites.SUITES`.
+        suite: One of `suites.SUITES`, or another name for tasks given by `bddl`.
         task_subset: Names or numbers of the tasks to use; None for the whole suite.
+        bddl: BDDL files, and folders of them, of tasks that are not LIBERO's own.
+        init_states: Files of their test states, and folders of them: `NAME.pruned_init`,
+            `NAME.init` or `NAME.npz`. Tasks without such a file are tested on 50 sampled starts.
+        object_modules: Modules that register further classes of objects with LIBERO.
         image_size: Height and width of the images in pixels.
         max_steps: Control steps (of 50 ms, after settling) until an episode has failed.
         protocol: How an episode begins. `settled`: the state is set, objects come to rest during
@@ -72,6 +87,9 @@ class LiberoSpec(EnvironmentSpec):
     assets: str | None = None
     init_joint_noise: float = 0.02
     max_compiled: int = 1
+    bddl: Sequence[str] | None = None
+    init_states: Sequence[str] | None = None
+    object_modules: Sequence[str] = ()
 
     least_workers: ClassVar[int] = 1
     packages: ClassVar[tuple[str, ...]] = ("hf-libero", "robosuite", "mujoco")
@@ -93,7 +111,16 @@ class LiberoSpec(EnvironmentSpec):
 
     def scene(self, task: Task) -> str:
         """Tasks of a suite with the same objects in the same places share a scene."""
-        return scene(task)
+        return scene(self.bddl_path(task))
+
+    def bddl_path(self, task: Task) -> Path:
+        """The file of one of the tasks."""
+        return bddl_path(task) if self.bddl is None else self.task_files[task.name].bddl
+
+    @cached_property
+    def task_files(self) -> dict[str, TaskFile]:
+        """The tasks that are given by files, by name."""
+        return find_task_files(self.bddl or (), self.init_states)
 
     @property
     def observation_space(self) -> spaces.Dict:
@@ -123,11 +150,30 @@ class LiberoSpec(EnvironmentSpec):
         Raises:
             ValueError: If the suite or a task does not exist.
         """
-        return find_tasks(self.suite, self.task_subset)
+        if self.bddl is None:
+            return find_tasks(self.suite, self.task_subset)
+        files = enumerate(self.task_files.items())
+        tasks = tuple(Task(self.suite, i, name, file.language) for i, (name, file) in files)
+        return choose_tasks(tasks, self.suite, self.task_subset)
 
     def test_contexts(self, task: Task) -> Sequence[Context]:
-        """The benchmark's 50 initial states of a task, never to be trained on."""
-        return [Context(task, i, state) for i, state in enumerate(init_states(task))]
+        """The initial states to test a task on, never to be trained on.
+
+        The benchmark has 50 of each task; so many are sampled where a task has no file of them.
+        """
+        if self.bddl is None:
+            states = init_states(task)
+        elif (file := self.task_files[task.name].states) is not None:
+            states = read_states(file)
+        else:  # the seeds of training are lower
+            return [Context(task, i, seed=SAMPLED_TESTS_FROM + i) for i in range(SAMPLED_TESTS)]
+        return [Context(task, i, state) for i, state in enumerate(states)]
+
+    def of_suite(self, suite: str) -> LiberoSpec:
+        """The same with all tasks of one of LIBERO's suites."""
+        if self.bddl is None:
+            return replace(self, suite=suite)
+        return replace(self, suite=suite, task_subset=None, bddl=None, init_states=None)
 
     def check(self) -> None:
         """Looks at everything that can be known without starting a simulator.
@@ -139,6 +185,12 @@ class LiberoSpec(EnvironmentSpec):
             OSError: If the OpenGL library or the assets are missing.
             ModuleNotFoundError: If LIBERO is not installed.
         """
+        if self.bddl is None and self.init_states is not None:
+            raise ValueError("init_states are of tasks that bddl names: set it, too.")
+        if self.bddl is not None and self.suite in SUITES:
+            raise ValueError(
+                f"{self.suite} is LIBERO's own suite: give the tasks that bddl names another one."
+            )
         self.tasks()
         if self.image_size not in IMAGE_SIZES:
             raise ValueError(
@@ -162,6 +214,11 @@ class LiberoSpec(EnvironmentSpec):
         _check_mujoco()
         graphics.check_backend()
         self.found_assets.announce()
+        if self.bddl is not None:
+            for task in self.tasks():
+                self.test_contexts(task)
+            files = (self.task_files[task.name] for task in self.tasks())
+            check_task_files(files, self.found_assets.path, self.object_modules)
 
     def caveats(self) -> tuple[str, ...]:
         """Stand-in assets and the reference's way to begin, if these are used."""

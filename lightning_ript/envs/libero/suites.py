@@ -73,7 +73,19 @@ def find_tasks(suite: str, wanted: Sequence[int | str] | None = None) -> tuple[T
     Raises:
         ValueError: If the suite or a task does not exist, or a task is named twice.
     """
-    tasks = suite_tasks(suite)
+    return choose_tasks(suite_tasks(suite), suite, wanted)
+
+
+def choose_tasks(
+    tasks: tuple[Task, ...], suite: str, wanted: Sequence[int | str] | None = None
+) -> tuple[Task, ...]:
+    """Chooses some of a suite's tasks; see `find_tasks`.
+
+    Args:
+        tasks: All of them.
+        suite: Its name.
+        wanted: As for `find_tasks`.
+    """
     if wanted is None:
         return tasks
     if isinstance(wanted, str) or not len(wanted):
@@ -105,12 +117,12 @@ _OF_THE_TASK = ("(:language", "(:obj_of_interest", "(:goal")
 
 
 @functools.cache
-def scene(task: Task) -> str:
-    """Names what a task's BDDL file says apart from the task: fixtures, objects, where they are.
+def scene(bddl: Path) -> str:
+    """Names what a BDDL file says apart from the task: fixtures, objects, where they are.
 
     LIBERO-90's tasks take place in 20 scenes, LIBERO-Goal's in one.
     """
-    text = bddl_path(task).read_text()
+    text = bddl.read_text()
     for section in _OF_THE_TASK:
         start = text.find(section)
         if start >= 0:
@@ -129,18 +141,38 @@ def _end(text: str, start: int) -> int:
 
 
 def init_states(task: Task) -> np.ndarray:
-    """The benchmark's test states of a task, (50, 1 + nq + nv) float64.
+    """The benchmark's test states of a task, (50, 1 + nq + nv) float64."""
+    return read_states(libero_root() / "init_files" / task.suite / f"{task.name}.pruned_init")
+
+
+def read_states(path: Path) -> np.ndarray:
+    """Initial states from a file, (n, 1 + nq + nv) float64: time, positions, velocities.
+
+    Args:
+        path: LIBERO's `.pruned_init` or `.init`, a zip file that `torch.save` made, or a `.npz`
+            with one array.
 
     Raises:
-        ValueError: If the file holds anything but an array.
+        ValueError: If the file holds anything but finite states, or none.
     """
-    path = libero_root() / "init_files" / task.suite / f"{task.name}.pruned_init"
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("archive/data.pkl") as file:
-            states = _ArrayUnpickler(file).load()
-    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a LIBERO init-state file ({error}).") from error
-    return np.asarray(states, dtype=np.float64)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                (name,) = arrays.files
+                states = arrays[name]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                (pickled,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
+                with archive.open(pickled) as file:
+                    states = _ArrayUnpickler(file).load()
+        states = np.asarray(states, dtype=np.float64)
+    except (zipfile.BadZipFile, EOFError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a file of initial states ({error}).") from error
+    if states.ndim != 2 or not states.size:
+        raise ValueError(f"{path} holds an array {states.shape}, but states are (n, 1 + nq + nv).")
+    if not np.isfinite(states).all():
+        raise ValueError(f"{path} holds states that are not finite (NaN or infinite).")
+    return states
 
 
 class _ArrayUnpickler(pickle.Unpickler):
