@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import h5py
+import mujoco
 import numpy as np
 import pytest
 from test_hdf5 import episode
@@ -182,6 +183,11 @@ def test_a_collected_demonstration_can_be_replayed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         demonstration.read("dones").nonzero(), [[demonstration.num_samples - 1]]
     )
+    with h5py.File(file) as opened:
+        model = mujoco.MjModel.from_xml_string(opened["data/demo_0"].attrs["model_file"])
+    state = demonstration.read("states", 0, 1)[0]
+    assert 1 + model.nq + model.nv == len(state)
+    assert model.body("basket_1_main").id > 0
     variables = {**os.environ, "PYTHONWARNINGS": "ignore"}
     subprocess.run(
         [sys.executable, "-c", REPLAY, str(file), assets], check=True, timeout=300, env=variables

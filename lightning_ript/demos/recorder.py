@@ -85,7 +85,7 @@ class Recorder:
                         key: np.stack([seen[key] for seen in observations]) for key in observation
                     },
                     init_state=np.asarray(init_state, dtype=np.float64),
-                    model_file=problem.sim.model.get_xml(),
+                    model_file=environment.model_xml,
                     attempt=context.index,
                 )
         return None

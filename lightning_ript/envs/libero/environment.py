@@ -135,6 +135,11 @@ class LiberoEnvironment:
         """LIBERO's problem environment of the running episode, for privileged experts."""
         return self._running().problem
 
+    @property
+    def model_xml(self) -> str:
+        """The running episode's scene as MuJoCo saves it, fixtures where they are."""
+        return self._running().model_xml
+
     def close(self) -> None:
         """Frees all simulators."""
         while self._simulations:

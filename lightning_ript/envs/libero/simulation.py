@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +61,7 @@ class TaskSimulation:
     ) -> None:
 
         def edited(xml: str) -> str:
+            self._xml = xml
             return with_small_textures(xml, image_size) if render == "light" else xml
 
         # The constructor draws, and `seed` sets, NumPy's global generator.
@@ -159,6 +161,15 @@ class TaskSimulation:
             self.problem._post_process()
             success = self.problem._check_success()
         return bool(success)
+
+    @cached_property
+    def model_xml(self) -> str:
+        """The scene as MuJoCo saves it, with LIBERO's own textures, fixtures where they are.
+
+        MuJoCo can only save what this process has compiled itself, so it is compiled once more.
+        """
+        mujoco.MjModel.from_xml_string(self._xml)
+        return self.problem.sim.model.get_xml()
 
     @property
     def seen(self) -> Observation:
