@@ -100,9 +100,25 @@ def test_scaling_says_what_bounds_it(tmp_path):
     assert each["bound"]
 
 
+@pytest.mark.libero
+def test_many_tasks_run_together_and_one_by_one(tmp_path):
+    assets = build_standins(tmp_path)
+    size = ["--tasks=[1,3]", "--workers=1", "--rollouts_per_context=1", "--max_steps=8"]
+    output = tmp_path / "many_tasks.json"
+    arguments = [f"--assets={assets}", *size, "--render=light", "--reference=false"]
+    found, printed = run("rollouts.py", output, *arguments)
+    assert list(found["many_tasks"]) == ["1", "3"]
+    for count, each in found["many_tasks"].items():
+        assert each["scenes"] == int(count)  # in LIBERO-Object every task has its own
+        assert each["one_by_one"]["episodes"] == each["together"]["episodes"] == 10
+        assert all_positive([each["ratio"], *each["together"].values()])
+    assert "episodes/h" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["--tasks=[11]", "--workers=1"], "tasks is 11, but the suite has 1 to 10 of them"),
         (["--episodes=3"], "multiple of the number of workers"),
         (["--variants=[fastest]"], "no variant 'fastest'"),
         (["--success=2"], "from 0 to 1"),

@@ -1,0 +1,168 @@
+"""What the studies share: the quickstart's small QueST, imitation first, then practice.
+
+Every step is a command of `lightning-ript`, which says for itself how far it is and goes on where
+it was interrupted; what is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_ript.storage.evaluation_result import EvaluationResult
+from lightning_ript.storage.run_directory import evaluation_path, history_path
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class Study:
+    """Runs on some of LIBERO-Object's tasks, which one policy learns together.
+
+    Args:
+        out: Folder of all runs.
+        tasks: Numbers of the tasks.
+        settings: What else decides what the runs find.
+
+    Raises:
+        SystemExit: If `out` holds runs of other settings.
+    """
+
+    def __init__(self, out: Path, tasks: Sequence[int], settings: Mapping[str, Any]) -> None:
+        self.out, self.tasks = out, list(tasks)
+        now = {"tasks": self.tasks, **settings}
+        file = out / "settings.json"
+        if not file.exists():
+            out.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(now))
+        elif (found := json.loads(file.read_text())) != now:
+            raise SystemExit(f"{out} holds runs of {found}, not of {now}: use another folder.")
+
+    def imitate(self, seed: int, collected: int, used: int, steps: int) -> Path:
+        """Demonstrations, skill tokens and supervised fine-tuning.
+
+        Args:
+            seed: Of demonstrations and training.
+            collected: Demonstrations of each task to collect.
+            used: How many of them to learn from.
+            steps: Optimizer steps of each of the two stages.
+
+        Returns:
+            The checkpoint.
+        """
+        files = self.out / "demonstrations" / f"seed{seed}"
+        command(
+            "collect-demos",
+            f"--config={CONFIGS}/quickstart/demos.yaml",
+            f"--tasks={self.tasks}",
+            f"--demos={collected}",
+            f"--out={files}",
+            f"--seed={seed}",
+        )
+        folder = self.out / "supervised" / f"{used} demonstrations" / f"seed{seed}"
+        last = Path("checkpoints", "last.ckpt")
+        done = folder / "done"
+        shared = (
+            f"--config={CONFIGS}/quickstart/policy.yaml",
+            f"--data.init_args.files=[{files}]",
+            f"--data.init_args.demonstrations_per_file={used}",
+            "--data.init_args.validation_fraction=0",
+            f"--trainer.max_steps={steps}",
+            "--trainer.max_epochs=-1",
+            f"--seed_everything={seed}",
+        )
+        if not done.exists():
+            command(
+                "fit",
+                f"--config={CONFIGS}/quickstart/autoencoder.yaml",
+                *shared,
+                "--model.init_args.policy.init_args.sizes.dropout=0",
+                f"--run_dir={folder / 'autoencoder'}",
+            )
+            command(
+                "fit",
+                f"--config={CONFIGS}/quickstart/sft.yaml",
+                *shared,
+                "--model.init_args.policy.init_args.checkpoint",
+                str(folder / "autoencoder" / last),
+                f"--run_dir={folder / 'sft'}",
+            )
+            done.touch()
+        return folder / "sft" / last
+
+    def practise(
+        self,
+        folder: Path,
+        checkpoint: Path,
+        seed: int,
+        iterations: int,
+        evaluate_every: int,
+        settings: Sequence[str],
+        baseline: Path | None = None,
+    ) -> None:
+        """Evaluation of the start, then RIPT.
+
+        Args:
+            folder: The run directory.
+            checkpoint: What to start from.
+            seed: Of practice.
+            iterations: Of RIPT.
+            evaluate_every: So many of them.
+            settings: Further arguments of `fit` and `validate`.
+            baseline: A run that started from the same checkpoint, whose evaluation of it is taken.
+        """
+        arguments = [
+            f"--config={CONFIGS}/quickstart/libero.yaml",
+            f"--config={CONFIGS}/quickstart/ript.yaml",
+            f"--config={CONFIGS}/quickstart/policy.yaml",
+            f"--model.init_args.policy.init_args.checkpoint={checkpoint}",
+            f"--model.init_args.scheduler.init_args.T_max={iterations}",
+            f"--data.init_args.environment.init_args.task_subset={self.tasks}",
+            "--data.init_args.eval_videos=0",
+            f"--data.init_args.seed={seed}",
+            f"--trainer.max_epochs={iterations}",
+            f"--trainer.check_val_every_n_epoch={evaluate_every}",
+            f"--seed_everything={seed}",
+            f"--run_dir={folder}",
+            *settings,
+        ]
+        before = evaluation_path(folder, "before")
+        if not before.exists():
+            if baseline is not None and (same := evaluation_path(baseline, "before")).exists():
+                before.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(same, before)
+            else:
+                command("validate", *arguments, f"--config={CONFIGS}/quickstart/before.yaml")
+        done = folder / "done"
+        if not done.exists():
+            command("fit", *arguments)
+            done.touch()
+
+
+def before_and_after(folder: Path) -> tuple[EvaluationResult, EvaluationResult]:
+    """The evaluations before and after RIPT, on the test states."""
+    last = max(folder.glob("evaluation/epoch=*.json"), key=lambda path: path.stat().st_mtime)
+    return EvaluationResult.read(evaluation_path(folder, "before")), EvaluationResult.read(last)
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """What `RunReport` wrote of each iteration."""
+    return json.loads(history_path(folder).read_text())
+
+
+def command(*arguments: str) -> None:
+    """Runs a command of the project's.
+
+    Raises:
+        subprocess.CalledProcessError: If it fails.
+    """
+    # As in the Makefile: OpenMP's threads are not to spin where simulators want the cores.
+    environment = {"GOMP_SPINCOUNT": "10000"} | dict(os.environ)
+    subprocess.run(
+        [sys.executable, "-m", "lightning_ript", *arguments], check=True, env=environment
+    )
