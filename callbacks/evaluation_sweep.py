@@ -72,7 +72,8 @@ class EvaluationSweep(Callback):
         if stage != "fit":
             return
         datamodule = _datamodule(trainer)
-        if len(self.seeds) > 1 and not datamodule.eval_sampling:
+        sampled = datamodule.eval_sampling or datamodule.learner.policy.needs_noise
+        if len(self.seeds) > 1 and not sampled:
             raise ValueError(
                 "EvaluationSweep has several seeds, but data.eval_sampling is false: the episodes "
                 "would be the same for each. Give one seed."
@@ -144,7 +145,8 @@ class EvaluationSweep(Callback):
             pool,
             mine,
             max_steps=environment.max_steps,
-            seed=seed if datamodule.eval_sampling else None,
+            seed=seed,
+            sampling=datamodule.eval_sampling,
             num_workers=datamodule.num_workers,
             interrupt=datamodule.check_sigterm,
             forward_context=trainer.precision_plugin.forward_context,

@@ -56,7 +56,8 @@ def run_evaluation(
     starts: list[Start],
     *,
     max_steps: int,
-    seed: int | None,
+    seed: int,
+    sampling: bool,
     num_workers: int,
     interrupt: Callable[[], None] = lambda: None,
     forward_context: ForwardContext = nullcontext,
@@ -68,7 +69,8 @@ def run_evaluation(
         pool: Where the episodes run.
         starts: Where they start.
         max_steps: Control steps after which an episode has failed.
-        seed: Seed of the sampling noise; None acts on the most likely action instead.
+        seed: Seed of the noise.
+        sampling: Whether actions are sampled as in training; else the most likely ones are taken.
         num_workers: Simulator processes, which want cores.
         interrupt: Called after every episode; raises to stop.
         forward_context: Makes the context that the policy decides in.
@@ -77,13 +79,13 @@ def run_evaluation(
     def episodes() -> Iterator[EpisodeRequest]:
         for context, film in starts:
             noise = None
-            if seed is not None:
+            if sampling or policy.needs_noise:
                 noise = (seed, _EVALUATION, context.task.index, context.index)
             looks = _LOOKS_KEPT if context.index == 0 else 0
             yield EpisodeRequest(context, 0, noise, film, keep_seen=looks)
 
     with (
-        acting(policy, num_workers),
+        acting(policy, num_workers, exploring=sampling),
         closing(
             run_episodes(
                 policy,

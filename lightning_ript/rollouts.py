@@ -46,13 +46,19 @@ class _Running:
 
 
 @contextmanager
-def acting(policy: PolicyAdapter, num_workers: int) -> Iterator[None]:
+def acting(policy: PolicyAdapter, num_workers: int, exploring: bool = True) -> Iterator[None]:
     """Puts the policy in evaluation mode, gathers it, and leaves the simulators their cores.
 
     Under FSDP every rank has to enter, but needs no other after that.
+
+    Args:
+        policy: The policy.
+        num_workers: Simulator processes, which want cores.
+        exploring: See `PolicyAdapter`.
     """
     training, threads = policy.training, torch.get_num_threads()
     policy.eval()
+    policy.exploring = exploring
     # OpenMP's threads wait for each other by spinning: one too many, and a decision takes 20 times
     # as long.
     torch.set_num_threads(max(1, threads - num_workers))
@@ -61,6 +67,7 @@ def acting(policy: PolicyAdapter, num_workers: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+        policy.exploring = True
         policy.train(training)
 
 

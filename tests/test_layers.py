@@ -45,7 +45,7 @@ LIBEROS = (
     "commands/check_data.py",
     "commands/download_data.py",
     "policies/quest/model.py",
-    "policies/openvla_oft/config.py",
+    "policies/libero_robot.py",
 )
 # Reads a flag that version 0.1 wrote.
 EXCEPTIONS = {("storage/evaluation_result.py", "standin")}

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_ript.policies.openvla_oft.statistics import (
-    axis_angle,
-    load_statistics,
-    parse_statistics,
-    proprio,
-)
+from lightning_ript.policies.libero_robot import axis_angle, proprio
+from lightning_ript.policies.openvla_oft.statistics import load_statistics, parse_statistics
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = Path(os.environ.get("LIGHTNING_RIPT_GOLDENS", ROOT / "../shared/goldens"))

@@ -38,12 +38,18 @@ class PolicyAdapter(nn.Module, ABC):
             draws it from the episode's own seed, so results do not depend on batching.
         entry_points: Names of the methods that run parts of the network and are called from
             outside. When processes share the parameters (FSDP), these gather them first.
+        needs_noise: Whether decisions need noise even where nothing is explored, e.g. for where
+            denoising starts. Evaluations then draw it from their seed and set `exploring` to
+            false; other policies get none.
+        exploring: Whether noise is also to make decisions differ from the most likely ones.
         roundable: Whether all parameters may be rounded to half precision, as the trainer's
             `bf16-true` does.
     """
 
     noise_shape: tuple[int, ...]
     entry_points: tuple[str, ...] = ("act", "log_prob")
+    needs_noise: bool = False
+    exploring: bool = True
     roundable: bool = True
 
     @classmethod

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ript.policies.base import Decisions, PolicyAdapter
+from lightning_ript.policies.libero_robot import CAMERAS
 from lightning_ript.policies.openvla_oft.checkpoint import PATTERNS
-from lightning_ript.policies.openvla_oft.config import CAMERAS, CHUNK
+from lightning_ript.policies.openvla_oft.config import CHUNK
 from lightning_ript.policies.openvla_oft.images import observation_crops, pixel_values
 from lightning_ript.policies.openvla_oft.lora import PATTERNS as LORA_PATTERNS
 from lightning_ript.policies.openvla_oft.lora import (

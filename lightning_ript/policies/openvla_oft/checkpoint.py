@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
-from lightning_ript.policies.openvla_oft.files import only, opened, shapes, shards
 from lightning_ript.policies.openvla_oft.heads import LaplaceScaleHead
 from lightning_ript.policies.openvla_oft.model import (
     OpenVLA,
@@ -29,6 +28,7 @@ from lightning_ript.policies.openvla_oft.quantization import (
     Quantizer,
     check_quantization,
 )
+from lightning_ript.policies.safetensor_files import only, opened, shapes, shards
 from lightning_ript.policies.weights import check_fit, check_weights, read_tensors, without_module
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.hub import local_file, local_folder

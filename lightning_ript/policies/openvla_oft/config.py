@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
-# The published checkpoints are of LIBERO's robot: what they see of it, and do, by its names.
-CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
-PROPRIO = ("ee_pos", "ee_quat", "gripper_states")
 PROPRIO_DIM = 8
 CHUNK = 8
 ACTION_DIM = 7

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_ript.policies.libero_robot import CAMERAS
 from lightning_ript.policies.openvla_oft.action_bins import actions_of
 from lightning_ript.policies.openvla_oft.adapter import DEFAULT_LORA, OpenVLAPolicy
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla_tokens
-from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CAMERAS, CHUNK
+from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CHUNK
 from lightning_ript.policies.openvla_oft.lora import LoraSizes
 from lightning_ript.policies.openvla_oft.model import Forward, OpenVLATokens
 from lightning_ript.policies.sampling import sample_tokens

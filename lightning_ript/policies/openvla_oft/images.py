@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ript.policies.openvla_oft.config import CAMERAS
+from lightning_ript.policies.libero_robot import CAMERAS
 from lightning_ript.policies.openvla_oft.jpeg import round_trip
 from lightning_ript.types import Observation
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ript.distributed.sharding import whole
-from lightning_ript.policies.openvla_oft.files import opened, shapes
 from lightning_ript.policies.openvla_oft.model import OpenVLA
+from lightning_ript.policies.safetensor_files import opened, shapes
 from lightning_ript.policies.weights import check_fit, check_weights, read_tensors, without_module
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.hub import is_on_hub, local_folder

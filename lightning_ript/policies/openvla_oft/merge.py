@@ -17,7 +17,6 @@ from lightning_ript.policies.openvla_oft.checkpoint import (
     published,
     write_scale_weights,
 )
-from lightning_ript.policies.openvla_oft.files import INDEX, SINGLE, only, opened, shapes, shards
 from lightning_ript.policies.openvla_oft.lora import (
     CONFIG,
     HEADERS,
@@ -30,6 +29,7 @@ from lightning_ript.policies.openvla_oft.lora import (
     merged_adapters,
 )
 from lightning_ript.policies.openvla_oft.lora import PATTERNS as LORA_PATTERNS
+from lightning_ript.policies.safetensor_files import INDEX, SINGLE, only, opened, shapes, shards
 from lightning_ript.policies.weights import check_fit, read_tensors
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.hub import local_folder

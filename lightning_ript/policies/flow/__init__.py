@@ -1,0 +1,1 @@
+"""Flow-matching policies: how they denoise, what their probabilities are, and LeRobot's format."""

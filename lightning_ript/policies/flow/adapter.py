@@ -1,0 +1,349 @@
+"""What flow-matching policies share behind the interface that the RIPT loop asks of a policy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from lightning_ript.policies.base import Decisions, PolicyAdapter
+from lightning_ript.policies.flow import transitions
+from lightning_ript.policies.flow.images import observed_images, resized
+from lightning_ript.policies.flow.lerobot import Published
+from lightning_ript.policies.flow.network import FlowNetwork, Prefix, Seen
+from lightning_ript.policies.flow.transitions import Ratio
+from lightning_ript.policies.libero_robot import CAMERAS, proprio
+from lightning_ript.types import Observation, Task
+
+Probability = Literal["flow_sde", "flow_noise"]
+NoisySteps = Literal["one", "all"]
+Trained = Literal["expert", "everything"]
+LEAST_DEVIATION, MOST_DEVIATION = 0.08, 0.16  # of Flow-Noise, piRL's numbers
+
+
+class NoiseNetwork(nn.Module):
+    """The deviation of each number in Flow-Noise, within [0.08, 0.16].
+
+    Args:
+        feature_dim: Width of the features that a velocity is read from.
+        action_dim: Numbers of a padded action.
+    """
+
+    def __init__(self, feature_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(feature_dim, feature_dim)
+        self.out = nn.Linear(feature_dim, action_dim)
+        nn.init.zeros_(self.out.weight)  # starts in the middle, whatever the features
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, H, feature_dim) -> (B, H, D)."""
+        share = self.out(torch.nn.functional.silu(self.hidden(features))).sigmoid()
+        return LEAST_DEVIATION + (MOST_DEVIATION - LEAST_DEVIATION) * share
+
+
+class FlowPolicy(PolicyAdapter):
+    """A flow-matching policy with probabilities.
+
+    Args:
+        network: Predicts velocities.
+        published: How observations and actions become its numbers.
+        image_size: Height and width of the images it sees.
+        centred: Whether images are padded on both sides.
+        cameras: The environment's images, in the order of the policy's; those that it was trained
+            on beyond these are missing to it.
+        steps: Denoising steps K.
+        executed_actions: Actions executed of each chunk.
+        probability: `flow_sde` or `flow_noise`; see `transitions`.
+        noise_level: a of Flow-SDE.
+        noisy_steps: Of Flow-SDE: `one` step of each decision, drawn evenly, is noisy, and the
+            others are plain; or `all` are, and the log-probability is the mean over them.
+        ratio: What has a ratio of probabilities of its own: a `chunk`, an `action`, a `dimension`.
+        train: The action `expert` alone, for which the prefix needs no gradient, or `everything`.
+        gradient_checkpointing: Computes activations again in the backward pass: less memory.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    entry_points = (*PolicyAdapter.entry_points, "flow_errors")
+    needs_noise = True
+
+    def __init__(
+        self,
+        network: FlowNetwork,
+        published: Published,
+        *,
+        image_size: tuple[int, int],
+        centred: bool,
+        cameras: Sequence[str] = CAMERAS,
+        steps: int = 10,
+        executed_actions: int = 5,
+        probability: Probability = "flow_sde",
+        noise_level: float = 0.5,
+        noisy_steps: NoisySteps = "one",
+        ratio: Ratio = "chunk",
+        train: Trained = "expert",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("probability", probability, get_args(Probability)),
+            ("noisy_steps", noisy_steps, get_args(NoisySteps)),
+            ("ratio", ratio, get_args(Ratio)),
+            ("train", train, get_args(Trained)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; it must be 1 or more.")
+        if not 1 <= executed_actions <= network.chunk:
+            raise ValueError(
+                f"executed_actions is {executed_actions}, but a chunk has {network.chunk} actions: "
+                "choose between 1 and that."
+            )
+        if not noise_level > 0:
+            raise ValueError(f"noise_level is {noise_level}; it must be above 0.")
+        trained_on = [name for name in published.cameras if "empty_camera" not in name]
+        if not 1 <= len(cameras) <= len(trained_on):
+            raise ValueError(
+                f"cameras names {len(cameras)} images, but the policy was trained on "
+                f"{len(trained_on)} ({', '.join(trained_on)}): name those in their order."
+            )
+        self.network, self.published = network, published
+        self.image_size, self.centred = image_size, centred
+        self.cameras = tuple(cameras)
+        self.steps, self.executed_actions = steps, executed_actions
+        self.probability, self.noise_level, self.noisy_steps = probability, noise_level, noisy_steps
+        self.ratio, self.train_what = ratio, train
+        self.noise_network: NoiseNetwork | None = None
+        if probability == "flow_noise":
+            self.noise_network = NoiseNetwork(network.feature_dim, network.action_dim)
+        self.all_noisy = probability == "flow_noise" or noisy_steps == "all"
+        self._numbers = network.chunk * network.action_dim
+        self.noise_shape = (1 + self._numbers * (1 + (steps if self.all_noisy else 1)),)
+        self._times: Tensor
+        self._start: Tensor
+        self.register_buffer("_times", transitions.times(steps), persistent=False)
+        start = torch.randn(
+            network.chunk, network.action_dim, generator=torch.Generator().manual_seed(0)
+        )
+        self.register_buffer("_start", start, persistent=False)
+        network.gradient_checkpointing = gradient_checkpointing
+        if train == "expert":
+            network.requires_grad_(False)
+            for module in network.expert_modules():
+                module.requires_grad_(True)
+
+    # -- what the family says ---------------------------------------------------------------------
+
+    @abstractmethod
+    def encode_prompts(self, tasks: Sequence[str], state: Tensor) -> tuple[Tensor, Tensor]:
+        """Makes prompts of B instructions and normalized states (B, n).
+
+        Returns:
+            Tokens (B, L) int64, and which of them are there (B, L) bool.
+        """
+
+    # -- PolicyAdapter ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self, observations: Sequence[Observation], tasks: Sequence[Task], noise: Tensor | None
+    ) -> Decisions:
+        """Denoises B chunks; the record holds what was seen and the noisy transitions.
+
+        With noise but not `exploring`, noise decides where denoising starts, and all steps are
+        plain. Without noise it starts from the same numbers every time.
+        """
+        record = self.inputs(observations, [task.language for task in tasks])
+        prefix = self.network.prefix(self.seen(record))
+        explore = noise is not None and self.exploring
+        x = self._start.expand(len(observations), -1, -1)
+        draws: Tensor | None = None
+        step = torch.zeros(len(observations), dtype=torch.int64, device=self.device)
+        if noise is not None:
+            step = (noise[:, 0].double() * self.steps).long().clamp_max(self.steps - 1)
+            normal = transitions.normal_noise(noise[:, 1:])
+            normal = normal.unflatten(1, (-1, self.network.chunk, self.network.action_dim))
+            x, draws = normal[:, 0], normal[:, 1:]
+        chain = [x]
+        for k in range(self.steps):
+            velocity, features = self._velocity(prefix, x, torch.full_like(step, k))
+            after = transitions.plain_step(x, velocity, self.steps)
+            if draws is not None and explore:
+                mean, deviation = self._moments(
+                    x, velocity, features=features, step=torch.full_like(step, k)
+                )
+                drawn = draws[:, k if self.all_noisy else 0].double()
+                noisy = (mean + deviation * drawn).float()
+                here = self.all_noisy | (step == k)[:, None, None]
+                after = torch.where(here, noisy, after)
+            chain.append(after)
+            x = after
+        whole = torch.stack(chain, dim=1)
+        if self.all_noisy:
+            record["chain"] = whole
+        else:
+            rows = torch.arange(len(step), device=step.device)
+            record |= {"step": step, "before": whole[rows, step], "after": whole[rows, step + 1]}
+        normalized = self._executed(x)
+        record["actions"] = normalized
+        log_probs, _ = self._score(prefix, record)
+        return Decisions(self.published.action.denormalize(normalized), record, log_probs)
+
+    def log_prob(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores the noisy transitions of N recorded decisions."""
+        return self._score(self.encoded(record), record)
+
+    def recorded_actions(self, record: dict[str, Tensor]) -> Tensor:
+        """The normalized actions that were executed."""
+        return record["actions"]
+
+    def check_spaces(self, observation_space: spaces.Dict, action_space: spaces.Box) -> None:
+        """Refuses an environment without the policy's images, or with other actions."""
+        missing = [camera for camera in self.cameras if camera not in observation_space.spaces]
+        if missing:
+            raise ValueError(
+                f"the policy needs the images {', '.join(missing)}, which the environment lacks."
+            )
+        size = self.published.action.first.numel()
+        if size and action_space.shape != (size,):
+            raise ValueError(
+                f"the policy's actions have {size} numbers, but the environment takes "
+                f"{action_space.shape}."
+            )
+
+    def saved(self, name: str) -> bool:
+        """What does not learn is in its own files."""
+        if self.train_what == "everything" or not name.startswith("network."):
+            return True
+        return name in self._trained_names
+
+    @property
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    # -- shared with the supervised stage ---------------------------------------------------------
+
+    def inputs(
+        self, observations: Sequence[Observation], tasks: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """What B decisions are recorded to have been made from."""
+        state = self.published.state.normalize(proprio(observations).float())
+        tokens, mask = self.encode_prompts(tasks, state)
+        images = observed_images(observations, self.cameras)
+        record = {"images": images, "tokens": tokens, "token_mask": mask, "state": state}
+        return {name: value.to(self.device) for name, value in record.items()}
+
+    def seen(self, record: Mapping[str, Tensor]) -> Seen:
+        """The network's inputs of recorded decisions."""
+        images = record["images"]
+        batch, cameras = images.shape[:2]
+        prepared = resized(images.flatten(0, 1), self.image_size, self.centred)
+        prepared = prepared.unflatten(0, (batch, cameras))
+        mask = torch.ones(batch, cameras, dtype=torch.bool, device=images.device)
+        absent = self.absent_cameras
+        if absent:
+            black = prepared.new_full((batch, absent, *prepared.shape[2:]), -1.0)
+            prepared = torch.cat([prepared, black], dim=1)
+            mask = torch.nn.functional.pad(mask, (0, absent))
+        # Padding that none of these decisions needs costs time.
+        longest = int(record["token_mask"].sum(1).max())
+        return Seen(
+            prepared,
+            mask,
+            record["tokens"][:, :longest],
+            record["token_mask"][:, :longest],
+            self.padded(record["state"], self.state_dim),
+        )
+
+    @property
+    @abstractmethod
+    def absent_cameras(self) -> int:
+        """Images beyond the environment's, which the network gets as missing ones."""
+
+    @property
+    @abstractmethod
+    def state_dim(self) -> int:
+        """Numbers of a padded state."""
+
+    @staticmethod
+    def padded(values: Tensor, size: int) -> Tensor:
+        """Zeros after the last dimension, up to `size`."""
+        return torch.nn.functional.pad(values, (0, size - values.shape[-1]))
+
+    def encoded(self, record: Mapping[str, Tensor]) -> Prefix:
+        """The prefix, with gradients only if something in it learns."""
+        learns = torch.is_grad_enabled() and self.train_what == "everything"
+        with torch.set_grad_enabled(learns):
+            return self.network.prefix(self.seen(record))
+
+    def flow_errors(
+        self, record: Mapping[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor
+    ) -> Tensor:
+        """Squared errors of the velocity on the way from demonstrated actions to noise.
+
+        Args:
+            record: What N demonstrated chunks were seen with, as `inputs` makes it.
+            actions: Normalized and padded, (N, H, D).
+            noise: Standard normal, (N, H, D).
+            time: Where on the way, (N,).
+
+        Returns:
+            (N, H, D): the velocity is noise - actions everywhere on it.
+        """
+        share = time[:, None, None]
+        x = share * noise + (1 - share) * actions
+        velocity, _ = self.network.velocity(self.encoded(record), x, time)
+        return (noise - actions - velocity).square()
+
+    # -- probabilities ----------------------------------------------------------------------------
+
+    def _velocity(self, prefix: Prefix, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.velocity(prefix, x, self._times[step])
+
+    def _moments(
+        self, x: Tensor, velocity: Tensor, *, features: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.noise_network is None:
+            return transitions.sde_moments(x, velocity, step, self.steps, self.noise_level)
+        mean = transitions.plain_step(x, velocity, self.steps)
+        return mean, self.noise_network(features)
+
+    def _score(self, prefix: Prefix, record: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if not self.all_noisy:
+            density, entropy = self._transition(
+                prefix, record["before"], record["after"], record["step"]
+            )
+            return transitions.tokens(density, self.ratio), transitions.tokens(entropy, self.ratio)
+        chain = record["chain"]
+        terms = []
+        if self.noise_network is not None:
+            first = self._executed(chain[:, 0]).double()
+            one = torch.ones_like(first)
+            prior = transitions.log_density(first, torch.zeros_like(first), one)
+            terms.append((prior, transitions.entropy(one)))
+        for k in range(self.steps):
+            step = torch.full(chain.shape[:1], k, dtype=torch.int64, device=chain.device)
+            terms.append(self._transition(prefix, chain[:, k], chain[:, k + 1], step))
+        density, entropy = (torch.stack(each).mean(0) for each in zip(*terms, strict=True))
+        return transitions.tokens(density, self.ratio), transitions.tokens(entropy, self.ratio)
+
+    def _transition(
+        self, prefix: Prefix, before: Tensor, after: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-density and entropy of each number that counts of a step, (N, executed, A)."""
+        velocity, features = self._velocity(prefix, before, step)
+        mean, deviation = self._moments(before, velocity, features=features, step=step)
+        deviation = deviation.expand_as(mean)
+        mean, deviation, after = (self._executed(each) for each in (mean, deviation, after))
+        return transitions.log_density(after, mean, deviation), transitions.entropy(deviation)
+
+    def _executed(self, chunk: Tensor) -> Tensor:
+        """Of padded chunks (N, H, D), the numbers that move the robot, (N, executed, A)."""
+        return chunk[:, : self.executed_actions, : self.published.action.first.numel()]

@@ -1,0 +1,86 @@
+"""Instructions as the tokens of a vision-language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+
+class Prompts:
+    """Turns texts into tokens, each only once.
+
+    Uses the tokenizer's own `tokenizer.json` through the `tokenizers` library: what `transformers`
+    makes of the other files has changed with its versions.
+
+    Args:
+        folder: Holds `tokenizer.json`.
+        length: Tokens of a prompt at most; what is longer is cut off at its end.
+        start: Token that a prompt begins with, if any.
+        padding: Token that fills it up.
+
+    Raises:
+        FileNotFoundError: There is no `tokenizer.json`.
+    """
+
+    def __init__(self, folder: Path, length: int, start: int | None, padding: int) -> None:
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{folder} has no tokenizer.json: name the folder of the tokenizer that the policy "
+                "was trained with (model.policy.tokenizer)."
+            )
+        self._tokenizer = Tokenizer.from_file(str(file))
+        # A file may have been saved with either.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.length, self._start, self._padding = length, start, padding
+        self._tokens: dict[str, list[int]] = {}
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of one text."""
+        if text not in self._tokens:
+            found = self._tokenizer.encode(text, add_special_tokens=False).ids
+            start = [] if self._start is None else [self._start]
+            self._tokens[text] = [*start, *found][: self.length]
+        return self._tokens[text]
+
+    def longest(self, texts: Sequence[str]) -> int:
+        """Tokens of the longest of these texts."""
+        return max(len(self.tokens(text)) for text in texts)
+
+    def batch(self, texts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens of B texts, padded at the end.
+
+        Args:
+            texts: B texts.
+            length: Tokens L of each; by default those of the longest.
+
+        Returns:
+            Tokens (B, L) int64, and which are there (B, L) bool.
+
+        Raises:
+            ValueError: A text is longer.
+        """
+        rows = [self.tokens(text) for text in texts]
+        longest = max(len(row) for row in rows)
+        length = longest if length is None else length
+        if longest > length:
+            raise ValueError(
+                f"a prompt has {longest} tokens, but room is for {length}: prepare the policy for "
+                "all of its tasks before it acts."
+            )
+        tokens = torch.full((len(rows), length), self._padding)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for row, found in enumerate(rows):
+            tokens[row, : len(found)] = torch.tensor(found)
+            mask[row, : len(found)] = True
+        return tokens, mask
+
+
+def with_newline(task: str) -> str:
+    """A task as pi0 and SmolVLA were trained on it."""
+    return task if task.endswith("\n") else f"{task}\n"

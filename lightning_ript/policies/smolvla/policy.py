@@ -1,0 +1,121 @@
+"""SmolVLA behind the interface that the RIPT loop asks of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_ript.policies.flow.adapter import FlowPolicy
+from lightning_ript.policies.flow.lerobot import PATTERNS, read_published
+from lightning_ript.policies.flow.load import fill, network_shapes
+from lightning_ript.policies.flow.prompts import Prompts, with_newline
+from lightning_ript.policies.openvla_oft.adapter import default_device
+from lightning_ript.policies.smolvla.network import SmolVLANetwork
+from lightning_ript.policies.smolvla.sizes import read_sizes
+from lightning_ript.storage.hub import local_folder
+from lightning_ript.types import Task
+
+_PADDING = 2  # SmolVLM's <|im_end|>
+
+
+class SmolVLAPolicy(FlowPolicy):
+    """SmolVLA (Shukor et al. 2025), as LeRobot publishes it.
+
+    Args:
+        checkpoint: A published folder, here or on the hub (`hf://owner/repo`).
+        vlm: Folder with the SmolVLM's `config.json` and `tokenizer.json`, here or on the hub; by
+            default the one that the checkpoint names.
+        steps: Denoising steps; by default the checkpoint's.
+        executed_actions: Actions executed of each chunk; by default the checkpoint's.
+        precision: Of the weights.
+        device: Where they go; by default the GPU of this process, if there is one.
+        **settings: Of `FlowPolicy`.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: A setting is out of range, or a file does not fit.
+    """
+
+    network: SmolVLANetwork
+
+    def __init__(
+        self,
+        checkpoint: str,
+        vlm: str | None = None,
+        steps: int | None = None,
+        executed_actions: int | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        device: str | None = None,
+        **settings: Any,
+    ) -> None:
+        folder = local_folder(checkpoint, PATTERNS)
+        published = read_published(folder, "smolvla")
+        config = published.config
+        place = vlm_folder(folder, vlm or config["vlm_model_name"])
+        sizes = read_sizes(config, place, network_shapes(folder, rename))
+        with torch.device("meta"):
+            network = SmolVLANetwork(sizes)
+        fill(network, folder, rename, getattr(torch, precision))
+        width, height = config["resize_imgs_with_padding"]
+        super().__init__(
+            network,
+            published,
+            image_size=(height, width),
+            centred=False,
+            steps=config["num_steps"] if steps is None else steps,
+            executed_actions=(
+                config["n_action_steps"] if executed_actions is None else executed_actions
+            ),
+            **settings,
+        )
+        self.checkpoint = checkpoint
+        self.prompts = Prompts(place, int(config["tokenizer_max_length"]), None, _PADDING)
+        self._prompt_length: int | None = None
+        self.to(default_device() if device is None else device)
+        self.eval()
+
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Makes all prompts of a run the same length: decisions of any tasks fit a batch."""
+        self._prompt_length = self.prompts.longest([with_newline(task.language) for task in tasks])
+
+    def encode_prompts(self, tasks: Sequence[str], state: Tensor) -> tuple[Tensor, Tensor]:
+        """The instructions with a newline."""
+        return self.prompts.batch([with_newline(task) for task in tasks], self._prompt_length)
+
+    @property
+    def absent_cameras(self) -> int:
+        """At most as many as the checkpoint calls empty."""
+        absent = len(self.published.cameras) - len(self.cameras)
+        return min(absent, int(self.published.config["empty_cameras"]))
+
+    @property
+    def state_dim(self) -> int:
+        """As the network has it."""
+        return self.network.sizes.state_dim
+
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The layers of image encoder, SmolVLM and expert."""
+        vlm = self.network.vlm
+        return [
+            *vlm.vision_model.encoder.layers,
+            *vlm.text_model.layers,
+            *self.network.expert.layers,
+        ]
+
+
+def rename(name: str) -> str | None:
+    """The SmolVLM's head makes words, which no action needs."""
+    return None if name == "vlm_with_expert.vlm.lm_head.weight" else name
+
+
+def vlm_folder(folder: Path, name: str) -> Path:
+    """Where the SmolVLM's settings and tokenizer are: by the checkpoint, here, or on the hub."""
+    for place in (folder / name, Path(name)):
+        if place.is_dir():
+            return place
+    address = name if "://" in name else f"hf://{name}"
+    return local_folder(address, ("config.json", "tokenizer.json"))
