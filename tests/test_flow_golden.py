@@ -150,7 +150,7 @@ def test_supervised_loss_and_its_gradient(golden):
     close(actions, golden["out.action_padded"], 1e-6)
     policy.zero_grad()
     noise, time = golden["in.loss_noise"], golden["in.loss_time"]
-    errors = policy.flow_errors(golden.record, actions, noise, time)
+    errors = policy.flow_errors(golden.record, actions, noise[None], time[None])[0]
     close(errors, golden["out.loss"], 3e-5)
     mean = errors[..., : golden["in.action"].shape[-1]].mean()
     close(mean, golden["out.loss_mean"][0], 1e-5)

@@ -51,6 +51,11 @@ SHORTER = {
         "--data.batch_size=2",
         "--model.policy.language=hashed",  # CLIP's weights are on the hub
     ],
+    ("configs/smolvla/small/sft.yaml",): [
+        "--trainer.max_epochs=1",
+        "--trainer.overfit_batches=1",
+        "--data.batch_size=2",
+    ],
     (LIBERO,): [
         "--data.environment.assets={standins}",
         "--data.environment.max_steps=16",
@@ -229,6 +234,22 @@ def test_your_own_policy_learns_as_is_said(workspace):
     rates = [100 * history[i]["metrics"]["val/success_rate"] for i in (0, 7)]
     assert rates == pytest.approx(list(map(int, said.groups())), abs=8)
     assert rates[1] > rates[0] + 30
+
+
+def test_the_policy_that_denoises_learns_as_is_said(workspace):
+    """By the page's own command, in full."""
+    (words,) = (
+        shlex.split(line)
+        for page, text in blocks("bash")
+        for line in text.replace("\\\n", " ").splitlines()
+        if page == "bring_your_own_vla.md" and "ToyFlowPolicy" in line
+    )
+    assert words[:4] == ["python", "-m", "lightning_ript", "fit"]
+    main([*words[3:], *QUIET, "--run_dir=runs/flow_in_full", "--trainer.max_epochs=9"])
+    history = json.loads(Path("runs/flow_in_full/history.json").read_text())
+    rates = [entry["metrics"]["val/success_rate"] for entry in history]
+    assert rates[0] < 0.5
+    assert max(rates[7:]) > 0.9
 
 
 def test_the_metrics_are_those_logged(workspace):

@@ -16,8 +16,8 @@ from lightning.pytorch.cli import LightningCLI
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.demos.hdf5 import DemonstrationWriter, RecordedEpisode
 from lightning_ript.envs.libero.suites import find_tasks
+from lightning_ript.policies.augmentation import jitter_colors, translate
 from lightning_ript.policies.quest import QueST, QueSTConfig, QueSTPolicy, save_official
-from lightning_ript.policies.quest.augmentation import jitter_colors, translate
 from lightning_ript.policies.quest.stages import AutoencoderTraining, SupervisedFineTuning
 
 TINY = QueSTConfig(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pkgutil import resolve_name
+from typing import Any
 
 from jsonargparse import auto_cli
 
@@ -33,7 +34,12 @@ def _export(arguments: list[str]) -> None:
     parser = CommandParser(prog="lightning-ript export", description=export.__doc__)
     parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
     parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
-    export(**parser.parse_args(arguments).as_dict())
+    settings = parser.parse_args(arguments)
+    flow: Any = resolve_name("lightning_ript.policies.flow.export")
+    if flow.is_flow(settings.checkpoint):
+        flow.export(settings.checkpoint, settings.out)
+    else:
+        export(**settings.as_dict())
 
 
 def _sweep(arguments: list[str]) -> None:
@@ -59,10 +65,14 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         _own("data", "commands.download_data:download", "commands.check_data:check"),
         "download LIBERO's demonstrations; check those in a folder",
     ),
-    "export": (_export, "write a QueST checkpoint in the official format"),
+    "export": (_export, "write a checkpoint in its policy's official format"),
     "merge-adapter": (
         _own("merge-adapter", "policies.openvla_oft.merge:merge_adapter"),
         "add a LoRA adapter to OpenVLA-OFT's weights",
+    ),
+    "new-smolvla": (
+        _own("new-smolvla", "policies.smolvla.create:new_smolvla"),
+        "make a small SmolVLA for supervised fine-tuning on demonstrations",
     ),
     "report": (
         _own("report", "commands.summary:report"),

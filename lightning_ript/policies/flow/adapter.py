@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from gymnasium import spaces
@@ -13,15 +14,18 @@ from torch import Tensor, nn
 from lightning_ript.policies.base import Decisions, PolicyAdapter
 from lightning_ript.policies.flow import transitions
 from lightning_ript.policies.flow.images import observed_images, resized
-from lightning_ript.policies.flow.lerobot import Published
+from lightning_ript.policies.flow.lerobot import CONFIG, PATTERNS, Published, read_published
+from lightning_ript.policies.flow.load import Rename, fill, load_trained
 from lightning_ript.policies.flow.network import FlowNetwork, Prefix, Seen
 from lightning_ript.policies.flow.transitions import Ratio
 from lightning_ript.policies.libero_robot import CAMERAS, proprio
+from lightning_ript.storage.hub import is_on_hub, local_folder
 from lightning_ript.types import Observation, Task
 
 Probability = Literal["flow_sde", "flow_noise"]
 NoisySteps = Literal["one", "all"]
 Trained = Literal["expert", "everything"]
+DEMONSTRATED_STATE = ("ee_pos", "ee_ori", "gripper_states")  # by the names in HDF5 files
 LEAST_DEVIATION, MOST_DEVIATION = 0.08, 0.16  # of Flow-Noise, piRL's numbers
 
 
@@ -65,12 +69,19 @@ class FlowPolicy(PolicyAdapter):
         ratio: What has a ratio of probabilities of its own: a `chunk`, an `action`, a `dimension`.
         train: The action `expert` alone, for which the prefix needs no gradient, or `everything`.
         gradient_checkpointing: Computes activations again in the backward pass: less memory.
+        weights: One of Lightning's checkpoints of the same policy, here or on the hub, such as that
+            of the supervised stage: its weights take the place of the folder's.
 
     Raises:
-        ValueError: A setting is out of range.
+        OSError: A file is missing.
+        ValueError: A setting is out of range, or a file does not fit.
     """
 
-    entry_points = (*PolicyAdapter.entry_points, "flow_errors")
+    kind: ClassVar[str]
+    """`type` in the `config.json` of published folders."""
+
+    checkpoint: str
+    entry_points = (*PolicyAdapter.entry_points, "flow_errors", "demonstrated")
     needs_noise = True
 
     def __init__(
@@ -89,6 +100,7 @@ class FlowPolicy(PolicyAdapter):
         ratio: Ratio = "chunk",
         train: Trained = "expert",
         gradient_checkpointing: bool = False,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, choices in (
@@ -138,6 +150,8 @@ class FlowPolicy(PolicyAdapter):
             network.requires_grad_(False)
             for module in network.expert_modules():
                 module.requires_grad_(True)
+        if weights is not None:
+            load_trained(self, weights)
 
     # -- what the family says ---------------------------------------------------------------------
 
@@ -148,6 +162,11 @@ class FlowPolicy(PolicyAdapter):
         Returns:
             Tokens (B, L) int64, and which of them are there (B, L) bool.
         """
+
+    @staticmethod
+    @abstractmethod
+    def renaming(folder: Path) -> Rename:
+        """From names in a published folder's files to the network's."""
 
     # -- PolicyAdapter ----------------------------------------------------------------------------
 
@@ -218,6 +237,25 @@ class FlowPolicy(PolicyAdapter):
                 f"{action_space.shape}."
             )
 
+    def load_published(self, place: str | Path) -> bool:
+        """Loads a folder in LeRobot's layout, with its statistics.
+
+        Raises:
+            OSError: A file is missing.
+            ValueError: It does not fit.
+        """
+        if not is_on_hub(place) and not (Path(place) / CONFIG).is_file():
+            return False
+        folder = local_folder(place, PATTERNS)
+        self.published = read_published(folder, self.kind)
+        fill(self.network, folder, self.renaming(folder))
+        self.checkpoint = str(place)
+        return True
+
+    def described(self) -> dict[str, Any]:
+        """Which folder it was made from, for `export`."""
+        return {"kind": self.kind, "checkpoint": self.checkpoint}
+
     def saved(self, name: str) -> bool:
         """What does not learn is in its own files."""
         if self.train_what == "everything" or not name.startswith("network."):
@@ -283,6 +321,26 @@ class FlowPolicy(PolicyAdapter):
         with torch.set_grad_enabled(learns):
             return self.network.prefix(self.seen(record))
 
+    def demonstrated(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch of B steps of `DemonstrationDataModule` as the network takes it.
+
+        Args:
+            batch: With blocks of H actions, and `DEMONSTRATED_STATE` as its proprioception.
+
+        Returns:
+            What `inputs` returns, and normalized and padded actions (B, H, D) float32.
+        """
+        # Left and right exchanged, as `observed_images` does it.
+        pictures = [batch["images"][camera].flip(2).movedim(-1, 1) for camera in self.cameras]
+        state = torch.cat([batch["lowdim"][name] for name in DEMONSTRATED_STATE], dim=-1)
+        state = self.published.state.normalize(state.float())
+        tokens, mask = self.encode_prompts(batch["language"], state)
+        record = {"tokens": tokens, "token_mask": mask, "state": state}
+        record |= {"images": torch.stack(pictures, dim=1)}
+        actions = self.published.action.normalize(batch["actions"].float())
+        record = {name: value.to(self.device) for name, value in record.items()}
+        return record, self.padded(actions, self.network.action_dim).to(self.device)
+
     def flow_errors(
         self, record: Mapping[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor
     ) -> Tensor:
@@ -291,16 +349,21 @@ class FlowPolicy(PolicyAdapter):
         Args:
             record: What N demonstrated chunks were seen with, as `inputs` makes it.
             actions: Normalized and padded, (N, H, D).
-            noise: Standard normal, (N, H, D).
-            time: Where on the way, (N,).
+            noise: Standard normal, (S, N, H, D).
+            time: Where on the way, (S, N).
 
         Returns:
-            (N, H, D): the velocity is noise - actions everywhere on it.
+            (S, N, H, D): the velocity is noise - actions everywhere on the way.
         """
-        share = time[:, None, None]
+        share = time[..., None, None]
         x = share * noise + (1 - share) * actions
-        velocity, _ = self.network.velocity(self.encoded(record), x, time)
-        return (noise - actions - velocity).square()
+        prefix = self.encoded(record)
+        velocities = [self.network.velocity(prefix, *each)[0] for each in zip(x, time, strict=True)]
+        return (noise - actions - torch.stack(velocities)).square()
+
+    def prepare_instructions(self, instructions: Sequence[str]) -> None:
+        """Makes all prompts of these instructions the same length."""
+        self.prepare([Task("", i, "", each) for i, each in enumerate(instructions)])
 
     # -- probabilities ----------------------------------------------------------------------------
 

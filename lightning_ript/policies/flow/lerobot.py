@@ -196,9 +196,11 @@ def write_published(published: Published, to: Path, network: Mapping[str, Tensor
     contiguous = {name: value.contiguous() for name, value in everything.items()}
     with replacing(to / SINGLE) as draft:
         save_file(contiguous, draft, metadata={"format": "pt"})
-    for path in published.folder.iterdir():
-        if path.suffix in (".json", ".safetensors") and not path.name.startswith("model"):
-            (to / path.name).write_bytes(path.read_bytes())
+    for path in published.folder.rglob("*"):
+        place = path.relative_to(published.folder)
+        if path.is_file() and not path.name.startswith("model"):
+            (to / place).parent.mkdir(parents=True, exist_ok=True)
+            (to / place).write_bytes(path.read_bytes())
 
 
 def _normalization(

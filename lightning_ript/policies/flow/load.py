@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from lightning_ript.policies.flow.lerobot import NETWORK
 from lightning_ript.policies.safetensor_files import opened, shapes, shards
-from lightning_ript.policies.weights import check_fit
+from lightning_ript.policies.weights import check_fit, read_tensors
+from lightning_ript.storage.hub import local_file
+
+POLICY = "policy."  # what names in Lightning's checkpoints begin with
 
 Rename = Callable[[str], str | None]
 """From a name in a file to the network's; None for what no action needs."""
@@ -27,14 +30,16 @@ def network_shapes(folder: Path, rename: Rename) -> dict[str, tuple[int, ...]]:
     return {name: found[full] for full, name in _names(found, rename)}
 
 
-def fill(network: nn.Module, folder: Path, rename: Rename, dtype: torch.dtype) -> None:
-    """Copies a published network's weights, tensor by tensor.
+def fill(
+    network: nn.Module, folder: Path, rename: Rename, dtype: torch.dtype | None = None
+) -> None:
+    """Copies a published network's weights.
 
     Args:
-        network: Built without values (on the meta device).
+        network: The network, which may be on the meta device.
         folder: Holds the weights.
         rename: Names in the files -> the network's.
-        dtype: What the weights are kept in.
+        dtype: What the weights of a network on the meta device become; another keeps its own.
 
     Raises:
         OSError: The weights are missing.
@@ -47,7 +52,29 @@ def fill(network: nn.Module, folder: Path, rename: Rename, dtype: torch.dtype) -
         with opened(path) as contents:
             for full, name in _names(contents.keys(), rename):
                 state[name] = contents.get_tensor(full).to(dtype)
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict(state, assign=next(network.parameters()).is_meta)
+
+
+def load_trained(policy: nn.Module, place: str | Path) -> None:
+    """Copies what one of Lightning's checkpoints of the same policy holds: all of it that learned.
+
+    Args:
+        policy: The policy.
+        place: The file, here or on the hub.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It cannot be read, or is of another policy.
+    """
+    path = local_file(place)
+    state = read_tensors(path).get("state_dict", {})
+    found = {n.removeprefix(POLICY): v for n, v in state.items() if n.startswith(POLICY)}
+    own = policy.state_dict()
+    expected = {name: tuple(value.shape) for name, value in own.items() if name in found}
+    if not found:
+        raise ValueError(f"{place} is no checkpoint of a policy: it has no weights of one.")
+    check_fit(expected, {name: tuple(value.shape) for name, value in found.items()}, place)
+    policy.load_state_dict(found, strict=False)
 
 
 def count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Pi0Policy(FlowPolicy):
         ValueError: A setting is out of range, or a file does not fit.
     """
 
-    kind: ClassVar[str] = "pi0"
+    kind = "pi0"
     network: Pi0Network
 
     def __init__(
@@ -61,7 +61,7 @@ class Pi0Policy(FlowPolicy):
         folder = local_folder(checkpoint, PATTERNS)
         published = read_published(folder, self.kind)
         config = published.config
-        rename = renaming(folder)
+        rename = self.renaming(folder)
         sizes = read_sizes(config, network_shapes(folder, rename), vision_heads)
         with torch.device("meta"):
             network = Pi0Network(sizes)
@@ -85,6 +85,11 @@ class Pi0Policy(FlowPolicy):
         self._prompt_length: int | None = None
         self.to(default_device() if device is None else device)
         self.eval()
+
+    @staticmethod
+    def renaming(folder: Path) -> Rename:
+        """Older folders' names included."""
+        return _renaming(folder)
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Makes all prompts of a run the same length: decisions of any tasks fit a batch."""
@@ -145,7 +150,7 @@ def state_bins(state: Tensor) -> Tensor:
     return torch.searchsorted(edges.to(state.device), state.double(), right=True) - 1
 
 
-def renaming(folder: Path) -> Rename:
+def _renaming(folder: Path) -> Rename:
     """From names in a folder's files, older ones included, to the network's.
 
     Heads for words are left out, but where a file has no embedding of words: that was the head.

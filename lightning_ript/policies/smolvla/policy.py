@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_ript.policies.flow.adapter import FlowPolicy
 from lightning_ript.policies.flow.lerobot import PATTERNS, read_published
-from lightning_ript.policies.flow.load import fill, network_shapes
+from lightning_ript.policies.flow.load import Rename, fill, network_shapes
 from lightning_ript.policies.flow.prompts import Prompts, with_newline
 from lightning_ript.policies.openvla_oft.adapter import default_device
 from lightning_ript.policies.smolvla.network import SmolVLANetwork
@@ -40,6 +40,7 @@ class SmolVLAPolicy(FlowPolicy):
         ValueError: A setting is out of range, or a file does not fit.
     """
 
+    kind = "smolvla"
     network: SmolVLANetwork
 
     def __init__(
@@ -53,13 +54,13 @@ class SmolVLAPolicy(FlowPolicy):
         **settings: Any,
     ) -> None:
         folder = local_folder(checkpoint, PATTERNS)
-        published = read_published(folder, "smolvla")
+        published = read_published(folder, self.kind)
         config = published.config
         place = vlm_folder(folder, vlm or config["vlm_model_name"])
-        sizes = read_sizes(config, place, network_shapes(folder, rename))
+        sizes = read_sizes(config, place, network_shapes(folder, _rename))
         with torch.device("meta"):
             network = SmolVLANetwork(sizes)
-        fill(network, folder, rename, getattr(torch, precision))
+        fill(network, folder, _rename, getattr(torch, precision))
         width, height = config["resize_imgs_with_padding"]
         super().__init__(
             network,
@@ -77,6 +78,11 @@ class SmolVLAPolicy(FlowPolicy):
         self._prompt_length: int | None = None
         self.to(default_device() if device is None else device)
         self.eval()
+
+    @staticmethod
+    def renaming(folder: Path) -> Rename:
+        """All but the SmolVLM's head."""
+        return _rename
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Makes all prompts of a run the same length: decisions of any tasks fit a batch."""
@@ -107,7 +113,7 @@ class SmolVLAPolicy(FlowPolicy):
         ]
 
 
-def rename(name: str) -> str | None:
+def _rename(name: str) -> str | None:
     """The SmolVLM's head makes words, which no action needs."""
     return None if name == "vlm_with_expert.vlm.lm_head.weight" else name
 
