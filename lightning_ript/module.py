@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -472,9 +473,13 @@ class RIPTLightningModule(L.LightningModule):
         if not self.trainer.is_last_batch:
             return
         values: dict[str, Any] = dict(self._statistics)
-        for name, metric in self.learning_metrics().items():
-            values[f"train/{name}"] = metric.compute()
-            metric.reset()
+        with warnings.catch_warnings():
+            # A rank may have kept no group; what the others counted is summed all the same.
+            unused = "The ``compute`` method of metric .* was called before the ``update``"
+            warnings.filterwarnings("ignore", unused)
+            for name, metric in self.learning_metrics().items():
+                values[f"train/{name}"] = metric.compute()
+                metric.reset()
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         values["train/lr"] = optimizer.param_groups[0]["lr"]

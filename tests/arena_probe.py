@@ -10,7 +10,7 @@ import numpy as np
 from libero_probe import ACTIONS, CHUNKS, run_ours, run_reference
 
 from lightning_ript.envs.libero import LiberoSpec
-from lightning_ript.envs.libero.suites import bddl_path, scene, suite_tasks
+from lightning_ript.envs.libero.suites import bddl_path, suite_tasks
 from lightning_ript.types import Context
 
 SIZE = 48
@@ -44,7 +44,7 @@ def main(assets, suite, index, output):
     ours.close()
     fast = dataclasses.replace(spec, mode="fast").make()
     # Where other tasks share the scene, one of them has used the simulator before.
-    sharing = [t for t in suite_tasks(suite) if t != task and scene(t) == scene(bddl_path(task))]
+    sharing = [t for t in suite_tasks(suite) if t != task and spec.scene(t) == spec.scene(task)]
     if sharing:
         fast.reset(Context(sharing[0], 0, spec.test_contexts(sharing[0])[0].init_state))
         fast.step_chunk(ACTIONS[0])

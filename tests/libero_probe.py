@@ -190,11 +190,11 @@ def main(assets, output):
     found["sampled_other"] = fast.sample_state(task, 8)
     fast.reset(Context(other, 0, seed=3))  # another task, so another GL context
     fast.step_chunk(-ACTIONS[0])
-    evicted = fast._simulations[other.name]
+    evicted = fast._simulations[spec.scene(other)]
     fast.reset(Context(task, 0, seed=1))
     last = Context(third, 0, seed=1)
     found["third_first"] = observation_bits(fast.reset(last))  # a third task: `other` has to go
-    found["evicted"] = other.name not in fast._simulations
+    found["evicted"] = spec.scene(other) not in fast._simulations
     del evicted  # collected only now, while the third task's GL context is current
     gc.collect()
     found["third_again"] = observation_bits(fast.reset(last))

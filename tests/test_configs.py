@@ -28,6 +28,8 @@ COMMANDS = [
     ("fit", ["quickstart/autoencoder", "quickstart/policy"]),
     ("fit", ["quickstart/sft", "quickstart/policy"]),
     ("fit", QUICKSTART),
+    ("fit", ["smolvla/small/sft", "smolvla/small/policy"]),
+    ("fit", ["quickstart/libero", "smolvla/small/ript", "smolvla/small/policy"]),
     ("validate", [*QUICKSTART, "quickstart/before"]),
     ("validate", [*QUICKSTART, "quickstart/after"]),
     *[
@@ -51,7 +53,10 @@ COMMANDS = [
     ],
 ]
 # What the files leave for the user to say.
-DEMONSTRATIONS = {"quest/autoencoder", "quest/sft", "quickstart/autoencoder", "quickstart/sft"}
+DEMONSTRATIONS = {
+    *("quest/autoencoder", "quest/sft", "quickstart/autoencoder", "quickstart/sft"),
+    "smolvla/small/sft",
+}
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
@@ -69,6 +74,8 @@ def test_no_file_is_forgotten():
 @pytest.mark.parametrize(("command", "names"), COMMANDS, ids=lambda x: str(x))
 def test_it_parses(command, names, capsys):
     files = ["--data.init_args.files=[.]"] if DEMONSTRATIONS & set(names) else []
+    if "smolvla/small/policy" in names:
+        files.append("--model.init_args.policy.init_args.checkpoint=here")
     with pytest.raises(SystemExit) as caught:
         main([command, *configs(names), *files, "--print_config"])
     assert caught.value.code == 0, capsys.readouterr().err

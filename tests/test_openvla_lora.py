@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from lightning_ript.policies.openvla_oft import OpenVLAOFTPolicy, files, lora
+from lightning_ript.policies import safetensor_files as files
+from lightning_ript.policies.openvla_oft import OpenVLAOFTPolicy, lora
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla
 from lightning_ript.policies.openvla_oft.merge import merge_lora
 

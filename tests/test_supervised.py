@@ -52,6 +52,7 @@ def write_demonstrations(path, lengths=LENGTHS, size=16, instruction="Pick the m
             demo["obs/agentview_rgb"], demo["obs/eye_in_hand_rgb"] = images
             demo["obs/joint_states"] = phase
             demo["obs/ee_pos"] = phase[:, :3]
+            demo["obs/ee_ori"] = phase[:, 3:6]
             demo["obs/gripper_states"] = phase[:, :2]
     return str(path)
 

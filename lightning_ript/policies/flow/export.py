@@ -50,4 +50,7 @@ def export(checkpoint: str, out: Path) -> None:
 
 
 def _read(checkpoint: str) -> dict[str, Any]:
-    return read_tensors(local_file(checkpoint))
+    path = local_file(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint at {checkpoint}")
+    return read_tensors(path)
