@@ -13,6 +13,18 @@ RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.522
 KEPT = 0.1
 
 
+def check_augmentation(color_jitter: float, translation: int) -> None:
+    """Refuses settings that are out of range.
+
+    Raises:
+        ValueError: One is.
+    """
+    if not 0 <= color_jitter <= 0.5:
+        raise ValueError(f"color_jitter is {color_jitter}; it must be from 0 to 0.5")
+    if translation < 0 or translation % 2:
+        raise ValueError(f"translation is {translation}; it must be even and not negative")
+
+
 def jitter_colors(images: Tensor, strength: float) -> Tensor:
     """Changes brightness, contrast, saturation and hue, for each image differently.
 

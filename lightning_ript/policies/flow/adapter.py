@@ -17,6 +17,7 @@ from lightning_ript.policies.flow.images import observed_images, resized
 from lightning_ript.policies.flow.lerobot import CONFIG, PATTERNS, Published, read_published
 from lightning_ript.policies.flow.load import Rename, fill, load_trained
 from lightning_ript.policies.flow.network import FlowNetwork, Prefix, Seen
+from lightning_ript.policies.flow.prompts import Prompts, with_newline
 from lightning_ript.policies.flow.transitions import Ratio
 from lightning_ript.policies.libero_robot import CAMERAS, proprio
 from lightning_ript.storage.hub import is_on_hub, local_folder
@@ -81,6 +82,8 @@ class FlowPolicy(PolicyAdapter):
     """`type` in the `config.json` of published folders."""
 
     checkpoint: str
+    prompts: Prompts
+    _prompt_length: int | None = None
     entry_points = (*PolicyAdapter.entry_points, "flow_errors", "demonstrated")
     needs_noise = True
 
@@ -155,13 +158,17 @@ class FlowPolicy(PolicyAdapter):
 
     # -- what the family says ---------------------------------------------------------------------
 
-    @abstractmethod
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Makes all prompts of a run the same length: decisions of any tasks fit a batch."""
+        self._prompt_length = self.prompts.longest([with_newline(task.language) for task in tasks])
+
     def encode_prompts(self, tasks: Sequence[str], state: Tensor) -> tuple[Tensor, Tensor]:
-        """Makes prompts of B instructions and normalized states (B, n).
+        """Makes prompts of B instructions and normalized states (B, n): the instructions alone.
 
         Returns:
             Tokens (B, L) int64, and which of them are there (B, L) bool.
         """
+        return self.prompts.batch([with_newline(task) for task in tasks], self._prompt_length)
 
     @staticmethod
     @abstractmethod
@@ -260,11 +267,7 @@ class FlowPolicy(PolicyAdapter):
         """What does not learn is in its own files."""
         if self.train_what == "everything" or not name.startswith("network."):
             return True
-        return name in self._trained_names
-
-    @property
-    def _trained_names(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return self.get_parameter(name).requires_grad
 
     # -- shared with the supervised stage ---------------------------------------------------------
 
@@ -297,18 +300,13 @@ class FlowPolicy(PolicyAdapter):
             mask,
             record["tokens"][:, :longest],
             record["token_mask"][:, :longest],
-            self.padded(record["state"], self.state_dim),
+            self.padded(record["state"], self.network.state_dim),
         )
 
     @property
     @abstractmethod
     def absent_cameras(self) -> int:
         """Images beyond the environment's, which the network gets as missing ones."""
-
-    @property
-    @abstractmethod
-    def state_dim(self) -> int:
-        """Numbers of a padded state."""
 
     @staticmethod
     def padded(values: Tensor, size: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ript.policies.augmentation import jitter_colors, translate
+from lightning_ript.policies.augmentation import check_augmentation, jitter_colors, translate
 from lightning_ript.policies.flow.adapter import FlowPolicy
 from lightning_ript.policies.supervised import Batch, DemonstrationTraining
 
@@ -45,10 +45,7 @@ class FlowFineTuning(DemonstrationTraining):
         batches: int = 1,
     ) -> None:
         super().__init__(policy, lr, min_lr, weight_decay)
-        if not 0 <= color_jitter <= 0.5:
-            raise ValueError(f"color_jitter is {color_jitter}; it must be from 0 to 0.5")
-        if translation < 0 or translation % 2:
-            raise ValueError(f"translation is {translation}; it must be even and not negative")
+        check_augmentation(color_jitter, translation)
         if batches < 1:
             raise ValueError(f"batches is {batches}; it must be 1 or more")
         self.color_jitter, self.translation, self.batches = color_jitter, translation, batches

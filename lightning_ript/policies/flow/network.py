@@ -69,19 +69,54 @@ class FlowNetwork(nn.Module, ABC):
 
     Attributes:
         chunk: Actions H of a chunk.
+        state_dim: Numbers of a padded state.
         action_dim: Numbers D of a padded action.
         feature_dim: Width of the features behind a velocity.
         gradient_checkpointing: Whether activations within layers are computed again for gradients.
     """
 
     chunk: int
+    state_dim: int
     action_dim: int
     feature_dim: int
     gradient_checkpointing: bool = False
 
     @abstractmethod
+    def embed(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Embeddings of the prefix's tokens (B, P, width), and which are there (B, P) bool."""
+
+    @property
+    @abstractmethod
+    def stack(self) -> Any:
+        """The language model: `layers`, and the `norm` after them."""
+
+    def attended(self, mask: Tensor) -> Tensor:
+        """What each token of a prefix (B, P) attends to, (B, P, P) bool: all that is there."""
+        return mask[:, None].expand(-1, mask.shape[1], -1)
+
     def prefix(self, seen: Seen) -> Prefix:
-        """Encodes what is seen."""
+        """Encodes what is seen; of the last layer only keys and values are needed."""
+        hidden, mask = self.embed(seen)
+        layers, _ = self._encode(hidden, mask, whole=False)
+        return Prefix(layers, mask, seen.state)
+
+    def prefix_hidden(self, seen: Seen) -> Tensor:
+        """What the language model makes of the prefix, after its last norm, (B, P, width)."""
+        hidden, mask = self.embed(seen)
+        _, hidden = self._encode(hidden, mask, whole=True)
+        return self.stack.norm(hidden)[0]
+
+    def _encode(self, hidden: Tensor, mask: Tensor, whole: bool) -> tuple[list[KeysValues], Tensor]:
+        positions, attended = positions_of(mask), self.attended(mask)
+        stack = self.stack.layers
+        layers: list[KeysValues] = []
+        for number, layer in enumerate(stack, start=1):
+            if number == len(stack) and not whole:
+                layers.append(layer(hidden, positions)[1])
+                break
+            hidden, own = self.run(layer, hidden, positions, attended)
+            layers.append(own)
+        return layers, hidden
 
     @abstractmethod
     def velocity(self, prefix: Prefix, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from lightning_ript.storage.hub import local_folder
+
 
 class Prompts:
     """Turns texts into tokens, each only once.
@@ -79,6 +81,23 @@ class Prompts:
             tokens[row, : len(found)] = torch.tensor(found)
             mask[row, : len(found)] = True
         return tokens, mask
+
+
+def published_beside(places: Sequence[Path], name: str, files: Sequence[str]) -> Path:
+    """The folder of a tokenizer that a checkpoint names: the first that is there, or the hub's.
+
+    Args:
+        places: Where it may be on this machine.
+        name: Its name on the hub.
+        files: What of it is needed.
+
+    Raises:
+        OSError: The hub has no such files, or can neither be reached nor has been asked before.
+    """
+    for place in places:
+        if place.is_dir():
+            return place
+    return local_folder(name if "://" in name else f"hf://{name}", files)
 
 
 def with_newline(task: str) -> str:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_ript.policies.flow.decoder import DecoderLayer, DecoderSizes, KeysValues, make_norm
+from lightning_ript.policies.flow.decoder import DecoderLayer, DecoderSizes, make_norm
 from lightning_ript.policies.flow.network import (
     FlowNetwork,
     Named,
     Prefix,
     Seen,
     positions_after,
-    positions_of,
     seen_by_suffix,
     time_embedding,
 )
@@ -78,7 +78,8 @@ class Pi0Network(FlowNetwork):
     def __init__(self, sizes: Pi0Sizes) -> None:
         super().__init__()
         self.sizes = sizes
-        self.chunk, self.action_dim = sizes.chunk, sizes.action_dim
+        self.chunk = sizes.chunk
+        self.state_dim, self.action_dim = sizes.state_dim, sizes.action_dim
         width = self.feature_dim = sizes.expert.width
         projector = Named(linear=nn.Linear(sizes.vision.width, sizes.language.width))
         paligemma = Named(
@@ -133,29 +134,10 @@ class Pi0Network(FlowNetwork):
         embeddings = torch.cat([images.flatten(1, 2), words.to(images.dtype)], dim=1)
         return embeddings, torch.cat([mask.flatten(1), seen.token_mask], dim=1)
 
-    def prefix(self, seen: Seen) -> Prefix:
-        """Runs the PaliGemma; of its last layer only keys and values are needed."""
-        hidden, mask = self.embed(seen)
-        layers, _ = self._encode(hidden, mask, whole=False)
-        return Prefix(layers, mask, seen.state)
-
-    def prefix_hidden(self, seen: Seen) -> Tensor:
-        """What the PaliGemma makes of the prefix, after its last norm, (B, P, width)."""
-        hidden, mask = self.embed(seen)
-        _, hidden = self._encode(hidden, mask, whole=True)
-        return self.language.norm(hidden)[0]
-
-    def _encode(self, hidden: Tensor, mask: Tensor, whole: bool) -> tuple[list[KeysValues], Tensor]:
-        positions = positions_of(mask)
-        attended = mask[:, None].expand(-1, mask.shape[1], -1)
-        layers: list[KeysValues] = []
-        for number, layer in enumerate(self.language.layers, start=1):
-            if number == len(self.language.layers) and not whole:
-                layers.append(layer(hidden, positions)[1])
-                break
-            hidden, own = self.run(layer, hidden, positions, attended)
-            layers.append(own)
-        return layers, hidden
+    @property
+    def stack(self) -> Any:
+        """The language model's layers, and the norm after them."""
+        return self.language
 
     def velocity(self, prefix: Prefix, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the action expert."""

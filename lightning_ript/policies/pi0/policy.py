@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_ript.policies.flow.adapter import FlowPolicy
 from lightning_ript.policies.flow.lerobot import NETWORK, PATTERNS, read_published
 from lightning_ript.policies.flow.load import Rename, fill, network_shapes
-from lightning_ript.policies.flow.prompts import Prompts, with_newline
+from lightning_ript.policies.flow.prompts import Prompts, published_beside
 from lightning_ript.policies.openvla_oft.adapter import default_device
 from lightning_ript.policies.pi0.network import Pi0Network
 from lightning_ript.policies.pi0.sizes import VISION_HEADS, read_sizes
@@ -80,9 +80,10 @@ class Pi0Policy(FlowPolicy):
         )
         self.checkpoint = checkpoint
         name = tokenizer or published.tokenizer or TOKENIZER
-        place = tokenizer_folder(folder, name)
+        place = published_beside(
+            (Path(name), folder / name, folder / "tokenizer"), name, ("tokenizer.json",)
+        )
         self.prompts = Prompts(place, int(config["tokenizer_max_length"]), _START, _PADDING)
-        self._prompt_length: int | None = None
         self.to(default_device() if device is None else device)
         self.eval()
 
@@ -91,23 +92,10 @@ class Pi0Policy(FlowPolicy):
         """Older folders' names included."""
         return _renaming(folder)
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Makes all prompts of a run the same length: decisions of any tasks fit a batch."""
-        self._prompt_length = self.prompts.longest([with_newline(task.language) for task in tasks])
-
-    def encode_prompts(self, tasks: Sequence[str], state: Tensor) -> tuple[Tensor, Tensor]:
-        """The instructions with a newline."""
-        return self.prompts.batch([with_newline(task) for task in tasks], self._prompt_length)
-
     @property
     def absent_cameras(self) -> int:
         """All that the checkpoint was trained on beyond the environment's."""
         return len(self.published.cameras) - len(self.cameras)
-
-    @property
-    def state_dim(self) -> int:
-        """As the network has it."""
-        return self.network.sizes.state_dim
 
     def blocks(self) -> Sequence[torch.nn.Module]:
         """The layers of image encoder, PaliGemma and expert."""
@@ -174,12 +162,3 @@ def _renaming(folder: Path) -> Rename:
         return rename
     heads = {f"{old}lm_head.weight", f"{old}language_model.lm_head.weight"}
     return lambda name: embedding if name in heads else rename(name)
-
-
-def tokenizer_folder(folder: Path, name: str) -> Path:
-    """Where the tokenizer is: here, beside the checkpoint's weights, or on the hub."""
-    for place in (Path(name), folder / name, folder / "tokenizer"):
-        if place.is_dir():
-            return place
-    address = name if "://" in name else f"hf://{name}"
-    return local_folder(address, ("tokenizer.json",))

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_ript.demos.datamodule import DemonstrationDataModule
-from lightning_ript.policies.augmentation import jitter_colors, translate
+from lightning_ript.policies.augmentation import check_augmentation, jitter_colors, translate
 from lightning_ript.policies.quest.adapter import QueSTPolicy, scale_images
 from lightning_ript.policies.supervised import Batch, DemonstrationTraining
 
@@ -117,10 +117,7 @@ class SupervisedFineTuning(DemonstrationTraining):
         super().__init__(policy, lr, min_lr, weight_decay)
         if not 0 <= decoder_weight < math.inf:
             raise ValueError(f"decoder_weight is {decoder_weight}; it must be 0 or more")
-        if not 0 <= color_jitter <= 0.5:
-            raise ValueError(f"color_jitter is {color_jitter}; it must be from 0 to 0.5")
-        if translation < 0 or translation % 2:
-            raise ValueError(f"translation is {translation}; it must be even and not negative")
+        check_augmentation(color_jitter, translation)
         if policy.checkpoint is None:
             raise ValueError(
                 "Fine-tuning needs a trained autoencoder: set the policy's checkpoint to that of "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,6 @@ from lightning_ript.policies.flow.decoder import (
     CrossLayer,
     DecoderLayer,
     DecoderSizes,
-    KeysValues,
     make_norm,
 )
 from lightning_ript.policies.flow.network import (
@@ -27,7 +27,6 @@ from lightning_ript.policies.flow.network import (
     Prefix,
     Seen,
     positions_after,
-    positions_of,
     seen_by_suffix,
     time_embedding,
 )
@@ -120,7 +119,8 @@ class SmolVLANetwork(FlowNetwork):
     def __init__(self, sizes: SmolVLASizes) -> None:
         super().__init__()
         self.sizes = sizes
-        self.chunk, self.action_dim = sizes.chunk, sizes.action_dim
+        self.chunk = sizes.chunk
+        self.state_dim, self.action_dim = sizes.state_dim, sizes.action_dim
         width = self.feature_dim = sizes.expert.width
         self.vlm_with_expert = Named(vlm=Named(model=_VLM(sizes)), lm_expert=_Expert(sizes))
         self.state_proj = nn.Linear(sizes.state_dim, sizes.language.width)
@@ -164,31 +164,16 @@ class SmolVLANetwork(FlowNetwork):
         embeddings = torch.cat([part.to(images.dtype) for part in parts], dim=1)
         return embeddings, F.pad(torch.cat([mask, seen.token_mask], dim=1), (0, 1), value=True)
 
-    def prefix(self, seen: Seen) -> Prefix:
-        """Runs the SmolVLM; of its last layer only keys and values are needed."""
-        hidden, mask = self.embed(seen)
-        layers, _ = self._encode(hidden, mask, whole=False)
-        return Prefix(layers, mask, seen.state)
+    @property
+    def stack(self) -> Any:
+        """The language model's layers, and the norm after them."""
+        return self.vlm.text_model
 
-    def prefix_hidden(self, seen: Seen) -> Tensor:
-        """What the SmolVLM makes of the prefix, after its last norm, (B, P, width)."""
-        hidden, mask = self.embed(seen)
-        _, hidden = self._encode(hidden, mask, whole=True)
-        return self.vlm.text_model.norm(hidden)[0]
-
-    def _encode(self, hidden: Tensor, mask: Tensor, whole: bool) -> tuple[list[KeysValues], Tensor]:
-        positions = positions_of(mask)
+    def attended(self, mask: Tensor) -> Tensor:
+        """As in any prefix, but only the state sees the state, which comes last."""
         attended = mask[:, None].repeat(1, mask.shape[1], 1)
-        attended[:, :-1, -1] = False  # only the state sees the state
-        stack = self.vlm.text_model.layers
-        layers: list[KeysValues] = []
-        for number, layer in enumerate(stack, start=1):
-            if number == len(stack) and not whole:
-                layers.append(layer(hidden, positions)[1])
-                break
-            hidden, own = self.run(layer, hidden, positions, attended)
-            layers.append(own)
-        return layers, hidden
+        attended[:, :-1, -1] = False
+        return attended
 
     def velocity(self, prefix: Prefix, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the action expert."""

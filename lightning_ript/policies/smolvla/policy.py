@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from lightning_ript.policies.flow.adapter import FlowPolicy
 from lightning_ript.policies.flow.lerobot import PATTERNS, read_published
 from lightning_ript.policies.flow.load import Rename, fill, network_shapes
-from lightning_ript.policies.flow.prompts import Prompts, with_newline
+from lightning_ript.policies.flow.prompts import Prompts, published_beside
 from lightning_ript.policies.openvla_oft.adapter import default_device
 from lightning_ript.policies.smolvla.network import SmolVLANetwork
 from lightning_ript.policies.smolvla.sizes import read_sizes
 from lightning_ript.storage.hub import local_folder
-from lightning_ript.types import Task
 
 _PADDING = 2  # SmolVLM's <|im_end|>
 
@@ -56,7 +54,9 @@ class SmolVLAPolicy(FlowPolicy):
         folder = local_folder(checkpoint, PATTERNS)
         published = read_published(folder, self.kind)
         config = published.config
-        place = vlm_folder(folder, vlm or config["vlm_model_name"])
+        name = vlm or config["vlm_model_name"]
+        needed = ("config.json", "tokenizer.json")
+        place = published_beside((folder / name, Path(name)), name, needed)
         sizes = read_sizes(config, place, network_shapes(folder, _rename))
         with torch.device("meta"):
             network = SmolVLANetwork(sizes)
@@ -75,7 +75,6 @@ class SmolVLAPolicy(FlowPolicy):
         )
         self.checkpoint = checkpoint
         self.prompts = Prompts(place, int(config["tokenizer_max_length"]), None, _PADDING)
-        self._prompt_length: int | None = None
         self.to(default_device() if device is None else device)
         self.eval()
 
@@ -84,24 +83,11 @@ class SmolVLAPolicy(FlowPolicy):
         """All but the SmolVLM's head."""
         return _rename
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Makes all prompts of a run the same length: decisions of any tasks fit a batch."""
-        self._prompt_length = self.prompts.longest([with_newline(task.language) for task in tasks])
-
-    def encode_prompts(self, tasks: Sequence[str], state: Tensor) -> tuple[Tensor, Tensor]:
-        """The instructions with a newline."""
-        return self.prompts.batch([with_newline(task) for task in tasks], self._prompt_length)
-
     @property
     def absent_cameras(self) -> int:
         """At most as many as the checkpoint calls empty."""
         absent = len(self.published.cameras) - len(self.cameras)
         return min(absent, int(self.published.config["empty_cameras"]))
-
-    @property
-    def state_dim(self) -> int:
-        """As the network has it."""
-        return self.network.sizes.state_dim
 
     def blocks(self) -> Sequence[torch.nn.Module]:
         """The layers of image encoder, SmolVLM and expert."""
@@ -116,12 +102,3 @@ class SmolVLAPolicy(FlowPolicy):
 def _rename(name: str) -> str | None:
     """The SmolVLM's head makes words, which no action needs."""
     return None if name == "vlm_with_expert.vlm.lm_head.weight" else name
-
-
-def vlm_folder(folder: Path, name: str) -> Path:
-    """Where the SmolVLM's settings and tokenizer are: by the checkpoint, here, or on the hub."""
-    for place in (folder / name, Path(name)):
-        if place.is_dir():
-            return place
-    address = name if "://" in name else f"hf://{name}"
-    return local_folder(address, ("config.json", "tokenizer.json"))
