@@ -153,6 +153,7 @@ class FlowPolicy(PolicyAdapter):
             network.requires_grad_(False)
             for module in network.expert_modules():
                 module.requires_grad_(True)
+        self._replaced = weights is not None
         if weights is not None:
             load_trained(self, weights)
 
@@ -219,6 +220,7 @@ class FlowPolicy(PolicyAdapter):
             record |= {"step": step, "before": whole[rows, step], "after": whole[rows, step + 1]}
         normalized = self._executed(x)
         record["actions"] = normalized
+        # Scored as `log_prob` will, one pass of the expert more: ratios begin at 1 in any precision.
         log_probs, _ = self._score(prefix, record)
         return Decisions(self.published.action.denormalize(normalized), record, log_probs)
 
@@ -264,8 +266,8 @@ class FlowPolicy(PolicyAdapter):
         return {"kind": self.kind, "checkpoint": self.checkpoint}
 
     def saved(self, name: str) -> bool:
-        """What does not learn is in its own files."""
-        if self.train_what == "everything" or not name.startswith("network."):
+        """What does not learn is in the published folder, unless `weights` replaced it."""
+        if self.train_what == "everything" or self._replaced or not name.startswith("network."):
             return True
         return self.get_parameter(name).requires_grad
 
