@@ -220,7 +220,7 @@ class FlowPolicy(PolicyAdapter):
             record |= {"step": step, "before": whole[rows, step], "after": whole[rows, step + 1]}
         normalized = self._executed(x)
         record["actions"] = normalized
-        # Scored as `log_prob` will, one pass of the expert more: ratios begin at 1 in any precision.
+        # One pass of the expert more, but scored as `log_prob` will, so that ratios begin at 1.
         log_probs, _ = self._score(prefix, record)
         return Decisions(self.published.action.denormalize(normalized), record, log_probs)
 
