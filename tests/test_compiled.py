@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import types
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -78,7 +79,8 @@ def test_a_changed_texture_or_scene_is_another_model(scene, texture):
 
 
 @pytest.mark.parametrize("left", [0, 10, 1000])
-def test_a_damaged_file_is_made_anew(scene, left, caplog):
+def test_a_damaged_file_is_made_anew(scene, left, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     expected = content(compiled.compiled_model(scene))
     (file,) = files()
     file.write_bytes(file.read_bytes()[:left])
@@ -87,6 +89,7 @@ def test_a_damaged_file_is_made_anew(scene, left, caplog):
     assert "is no compiled scene and is made anew" in caplog.text
     assert file.stat().st_size > 1000
     assert not list(file.parent.glob(".*"))
+    assert not Path("MUJOCO_LOG.TXT").exists()
 
 
 def test_without_a_cache_it_is_compiled_all_the_same(scene, caplog):

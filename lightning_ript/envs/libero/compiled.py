@@ -98,12 +98,19 @@ def _fingerprint(xml: str) -> str:
 def _load(path: Path) -> mujoco.MjModel | None:
     if not path.is_file():
         return None
+    # Without a handler MuJoCo writes its warnings to a file in the current folder.
+    before = mujoco.get_mju_user_warning()
+    reasons: list[str] = []
+    mujoco.set_mju_user_warning(reasons.append)
     try:
         model = mujoco.MjModel.from_binary_path(str(path))
         os.utime(path)  # what was used last stays longest
     except (ValueError, OSError) as error:
-        log.warning("%s is no compiled scene and is made anew: %s", path, error)
+        reason = "; ".join([str(error), *reasons])
+        log.warning("%s is no compiled scene and is made anew: %s", path, reason)
         return None
+    finally:
+        mujoco.set_mju_user_warning(before)
     return model
 
 
