@@ -14,7 +14,7 @@ export GOMP_SPINCOUNT ?= 10000
 BIN := $(VENV)/bin
 RIPT := $(BIN)/lightning-ript
 QUICK := configs/quickstart
-EVERYTHING := .[assets,dev,openvla,quantization,tensorboard,wandb]
+EVERYTHING := .[assets,dev,lerobot,openvla,quantization,tensorboard,wandb]
 # Two files at a time, for two cores; the tests of a file share what it has prepared.
 PYTEST := pytest --numprocesses 2 --dist loadfile
 PRACTICE = --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \

@@ -59,13 +59,14 @@ class ScaleHeadPretraining(Callback):
                 f"ScaleHeadPretraining has epochs {epochs}, lr {lr} and cache_gib {cache_gib}: "
                 "set them to 1 or more, above 0, and 0 or more."
             )
-        if data.block_size != CHUNK or data.only_actions or set(STATE) - set(data.lowdim or ()):
+        read = data.reading
+        if data.block_size != CHUNK or read.only_actions or set(STATE) - set(read.lowdim or ()):
             raise ValueError(
                 f"ScaleHeadPretraining.data has block_size {data.block_size}, only_actions "
-                f"{data.only_actions} and lowdim {data.lowdim}: set them to {CHUNK}, false "
-                f"and {list(STATE)}."
+                f"{read.only_actions} and lowdim {read.lowdim}: set them to {CHUNK}, false and "
+                f"{list(STATE)}."
             )
-        if not data.before_action:
+        if not read.before_action:
             raise ValueError(
                 "ScaleHeadPretraining.data has before_action false, but OpenVLA-OFT was trained on "
                 "the observation before each action, and LIBERO's files hold the one after it: set "

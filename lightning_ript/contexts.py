@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_ript.demos.few_shot import few_shot
 from lightning_ript.demos.find_files import find_files, task_name
+from lightning_ript.demos.trajectory import few_shot
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.types import Context, Task
 

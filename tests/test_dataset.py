@@ -10,9 +10,9 @@ import pytest
 from test_supervised import LENGTHS, TASK, TINY, data, write_demonstrations
 
 from lightning_ript.demos.datamodule import DemonstrationDataModule
-from lightning_ript.demos.dataset import OpenFiles, busy_steps
-from lightning_ript.demos.few_shot import few_shot
 from lightning_ript.demos.find_files import find_files
+from lightning_ript.demos.open_files import OpenFiles
+from lightning_ript.demos.trajectory import busy_steps, few_shot
 from lightning_ript.envs.libero.suites import suite_tasks
 from lightning_ript.policies.quest import QueSTPolicy
 from lightning_ript.policies.quest.stages import SupervisedFineTuning

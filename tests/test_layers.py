@@ -1,6 +1,7 @@
 """The house: who may import whom, and that nothing outside its rooms knows LIBERO."""
 
 import ast
+from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 
@@ -100,6 +101,14 @@ def layer(module):
 def test_the_top_level_is_the_loop():
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     assert files == set(LOOP)
+
+
+def test_every_package_is_installed():
+    """Without this, an installation that is not editable lacks what is not listed."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    here = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(config["options"]["packages"].split()) == here | {"lightning_ript.callbacks"}
 
 
 def test_every_room_stands_in_the_packages_docstring():

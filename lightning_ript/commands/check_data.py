@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lightning_ript.demos.find_files import SUFFIX, hdf5_files
-from lightning_ript.demos.hdf5 import ACTION_DIM, CAMERAS, LOWDIM, demonstrations_in, opened
+from lightning_ript.demos.hdf5 import demonstrations_in, opened
+from lightning_ript.demos.trajectory import ACTION_DIM, CAMERAS, LOWDIM
 from lightning_ript.envs.libero.suites import suite_tasks
 
 PICTURES = [f"obs/{name}" for name in CAMERAS]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,33 +10,38 @@ from gymnasium import spaces
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lightning_ript.demos.dataset import DemonstrationDataset, Trajectory, load
-from lightning_ript.demos.few_shot import few_shot
-from lightning_ript.demos.find_files import find_files, task_name
-from lightning_ript.demos.hdf5 import demonstrations_in, inputs_in, opened, spaces_in
-from lightning_ript.envs.libero.suites import SUITES, find_tasks, suite_tasks
+from lightning_ript.demos.dataset import DemonstrationDataset
+from lightning_ript.demos.find_files import find_files
+from lightning_ript.demos.hdf5 import spaces_in
+from lightning_ript.demos.hdf5_tasks import Hdf5Task, hdf5_tasks
+from lightning_ript.demos.lerobot import LeRobotDataset, LeRobotTask, is_lerobot
+from lightning_ript.demos.trajectory import Reading, Trajectory, shared_out
+from lightning_ript.envs.libero.suites import find_tasks
 
 
 class DemonstrationDataModule(L.LightningDataModule):
-    """Batches of demonstrated steps from LIBERO's HDF5 files.
+    """Batches of demonstrated steps from LIBERO's HDF5 files or LeRobot's datasets.
 
     A batch of B steps: `actions` (B, block_size, action_dim) float32; unless `only_actions`, also
     `images` (camera -> (B, H, W, 3) uint8, upright), `lowdim` (name -> (B, width) float32) and
     `language` (B instructions). An instruction is the benchmark's own for the task that the file is
     named after, since that is what the policy reads in the simulator; LIBERO's files of
-    LIBERO-Object carry another wording. Files named otherwise keep the instruction they carry.
+    LIBERO-Object carry another wording. Files named otherwise keep the instruction they carry, and
+    so do LeRobot's datasets.
 
     Actions and proprioception are kept in memory (LIBERO-90's 4,500 demonstrations take 50 MB),
     pictures are read when they are asked for.
 
     Args:
-        files: HDF5 files, or folders of such.
-        suite: Use only files of this suite's tasks; a folder must hold all of them.
+        files: HDF5 files, or folders of such, or datasets in LeRobot's format v3: folders, or
+            `hf://owner/name` on the hub.
+        suite: Use only files or episodes of this suite's tasks; a folder must hold all of them.
         task_subset: Of these tasks, names or numbers in the suite; the whole suite by default.
         batch_size: Steps per batch over all ranks.
         validation_fraction: Part of each file's demonstrations, at least one, that is held out; its
-            last ones. 0 holds out none.
-        demonstrations_per_file: Number to use of each file, evenly spaced over it; all by default.
+            last ones. 0 holds out none. Of LeRobot's datasets, of each task's.
+        demonstrations_per_file: Number to use of each file, or of each task of LeRobot's datasets,
+            evenly spaced over it; all by default.
         block_size: Actions per block; the policy's.
         only_actions: Read actions alone, which is all that the autoencoder needs.
         lowdim: Proprioception to read, by the names in the files; by default what QueST was
@@ -46,11 +50,17 @@ class DemonstrationDataModule(L.LightningDataModule):
         cameras: Images to read, by the names in the files; the default is as for `lowdim`.
         before_action: Pair each action with the observation before it, as OpenVLA-OFT was trained.
             By default pairs are as the file has them: LIBERO's published files hold the observation
-            after the action of the same index, and QueST was trained on that.
+            after the action of the same index, and QueST was trained on that; LeRobot's datasets
+            hold the one before it.
         skip_idle: Leave out the steps in which neither arm nor gripper does anything, as the data
             of OpenVLA-OFT does.
         in_memory: Read pictures once, too; a LIBERO task of 50 demonstrations takes about 0.7 GB.
         num_workers: Processes that read beside the trainer's.
+        lerobot_features: Of LeRobot's datasets, the features that are `agentview_rgb`,
+            `eye_in_hand_rgb`, `state`, `joint_states` or `actions`, where they have other names
+            than those of published ones.
+        lerobot_turned: Whether the pictures of LeRobot's datasets are turned by 180 degrees against
+            what the simulator renders, as those of published ones are.
     """
 
     def __init__(
@@ -69,6 +79,8 @@ class DemonstrationDataModule(L.LightningDataModule):
         skip_idle: bool = False,
         in_memory: bool = False,
         num_workers: int = 0,
+        lerobot_features: Mapping[str, str] | None = None,
+        lerobot_turned: bool = True,
     ) -> None:
         super().__init__()
         if batch_size < 1 or block_size < 1:
@@ -91,13 +103,17 @@ class DemonstrationDataModule(L.LightningDataModule):
         self.validation_fraction = validation_fraction
         self.demonstrations_per_file = demonstrations_per_file
         self.block_size = block_size
-        self.only_actions = only_actions
-        self.lowdim = None if lowdim is None else tuple(lowdim)
-        self.cameras = None if cameras is None else tuple(cameras)
-        self.before_action = before_action
-        self.skip_idle = skip_idle
-        self.in_memory = in_memory
+        self.reading = Reading(
+            only_actions=only_actions,
+            in_memory=in_memory,
+            cameras=None if cameras is None else tuple(cameras),
+            lowdim=None if lowdim is None else tuple(lowdim),
+            skip_idle=skip_idle,
+            before_action=before_action,
+        )
         self.num_workers = num_workers
+        self.lerobot_features = dict(lerobot_features or {})
+        self.lerobot_turned = lerobot_turned
         self.training: DemonstrationDataset | None = None
         self.validation: DemonstrationDataset | None = None
 
@@ -114,6 +130,9 @@ class DemonstrationDataModule(L.LightningDataModule):
         suite = settings.get("suite")
         tasks = None if suite is None else find_tasks(suite, settings.get("task_subset"))
         try:
+            first = next(iter(settings["files"]), "")
+            if is_lerobot(first):
+                return LeRobotDataset(first, settings.get("lerobot_features")).spaces()
             return spaces_in(find_files(settings["files"], tasks)[0])
         except (OSError, ValueError):
             return None
@@ -123,8 +142,9 @@ class DemonstrationDataModule(L.LightningDataModule):
 
         Raises:
             FileNotFoundError: A file or folder does not exist, or a folder lacks a task's file.
-            ValueError: A file is damaged, is not LIBERO's or has too few demonstrations, or the
-                batch cannot be shared by the ranks.
+            ImportError: What reads LeRobot's datasets is not installed.
+            ValueError: A file is damaged, is of another layout or has too few demonstrations, or
+                the batch cannot be shared by the ranks.
         """
         if self.batch_size % self._ranks:
             raise ValueError(
@@ -135,23 +155,17 @@ class DemonstrationDataModule(L.LightningDataModule):
             return
         training: list[Trajectory] = []
         validation: list[Trajectory] = []
-        files = find_files(self.files, self.tasks)
         quiet = self.trainer is not None and self.trainer.global_rank > 0
         # A bar only where it takes longer than two seconds.
-        for file in tqdm(files, "reading demonstrations", unit="file", delay=2, disable=quiet):
-            found = self._read(file)
-            held_out = 0
-            if self.validation_fraction:
-                held_out = max(1, round(self.validation_fraction * len(found)))
-            if len(found) <= held_out:
-                raise ValueError(
-                    f"{file} has {len(found)} demonstrations to use, of which {held_out} would "
-                    "be held out: collect more or lower validation_fraction"
-                )
-            training += found[: len(found) - held_out]
-            validation += found[len(found) - held_out :]
-        self.training = DemonstrationDataset(training, self.block_size, self.only_actions)
-        self.validation = DemonstrationDataset(validation, self.block_size, self.only_actions)
+        tasks = tqdm(self._tasks(), "reading demonstrations", unit="task", delay=2, disable=quiet)
+        for task in tasks:
+            found = task.read(self.reading, self.demonstrations_per_file)
+            used, held_out = shared_out(found, task, self.validation_fraction)
+            training += used
+            validation += held_out
+        only_actions = self.reading.only_actions
+        self.training = DemonstrationDataset(training, self.block_size, only_actions)
+        self.validation = DemonstrationDataset(validation, self.block_size, only_actions)
 
     @property
     def instructions(self) -> list[str]:
@@ -175,28 +189,19 @@ class DemonstrationDataModule(L.LightningDataModule):
     def _ranks(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
 
-    def _read(self, file: Path) -> list[Trajectory]:
-        with opened(file) as data:
-            found = demonstrations_in(file, data)
-            chosen = few_shot(file, len(found), self.demonstrations_per_file)
-            cameras: Sequence[str] = ()
-            lowdim: Iterable[str] = ()
-            if chosen and not self.only_actions:
-                cameras, lowdim = inputs_in(data)
-            return [
-                load(
-                    found[i],
-                    data,
-                    instruction(file, found[i].language),
-                    only_actions=self.only_actions,
-                    in_memory=self.in_memory,
-                    cameras=cameras if self.cameras is None else self.cameras,
-                    lowdim=tuple(lowdim) if self.lowdim is None else self.lowdim,
-                    skip_idle=self.skip_idle,
-                    before_action=self.before_action,
-                )
-                for i in chosen
-            ]
+    def _tasks(self) -> list[Hdf5Task | LeRobotTask]:
+        """The demonstrations' files, or parts of datasets, of a task each."""
+        if isinstance(self.files, str):
+            raise ValueError(f"files must be a list of files or folders, not {self.files!r}")
+        datasets = [place for place in self.files if is_lerobot(place)]
+        files = [place for place in self.files if place not in datasets]
+        found: list[Hdf5Task | LeRobotTask] = []
+        if files or not datasets:
+            found += hdf5_tasks(files, self.tasks)
+        for place in datasets:
+            dataset = LeRobotDataset(place, self.lerobot_features, self.lerobot_turned)
+            found += dataset.by_task(self.tasks)
+        return found
 
     def _loader(
         self, dataset: DemonstrationDataset, shuffle: bool = False, drop_last: bool = False
@@ -209,12 +214,3 @@ class DemonstrationDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
-
-
-def instruction(file: Path, carried: str) -> str:
-    """Returns the benchmark's instruction of the task that a file is named after.
-
-    Or, where no task has that name, the instruction that the file carries.
-    """
-    tasks = (task for suite in SUITES for task in suite_tasks(suite))
-    return next((task.language for task in tasks if task.name == task_name(file)), carried)

@@ -24,16 +24,14 @@ import h5py
 import numpy as np
 from gymnasium import spaces
 
+from lightning_ript.demos.open_files import OpenFiles
+from lightning_ript.demos.trajectory import CAMERAS, default_inputs
 from lightning_ript.envs.libero.suites import bddl_path
 from lightning_ript.storage.files import replacing
 from lightning_ript.types import Task
 
 SETTINGS = "collection_settings"  # our own attribute; LIBERO's readers ignore it
 OBSERVED = "observations"  # our own, too: "before" or "after" the action of the same index
-CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
-LOWDIM = {"joint_states": 7, "ee_pos": 3, "gripper_states": 2}
-"""Of what the files hold of the robot, what QueST was published with."""
-ACTION_DIM = 7
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,11 @@ class Demonstration:
         """
         with opened(self.file) as data:
             return np.asarray(self.dataset(data, dataset)[start:stop])
+
+    def picture(self, files: OpenFiles, camera: str, step: int) -> np.ndarray:
+        """What a camera saw at a step, (H, W, 3) uint8, upright."""
+        picture = files.get(self.file)[f"data/{self.name}/obs/{camera}"][step]
+        return np.ascontiguousarray(picture[::-1] if self.upside_down else picture)
 
     @property
     def init_state(self) -> np.ndarray:
@@ -378,8 +381,8 @@ def opened(path: str | Path) -> Iterator[h5py.Group]:
 def inputs_in(data: h5py.Group) -> tuple[tuple[str, ...], dict[str, int]]:
     """Names of the images, and names and widths of the proprioception, to learn from by default.
 
-    What QueST was published with, if the file has it all; else everything that it has. All of its
-    demonstrations count, so that one which lacks something is noticed instead of setting the rule.
+    All of the file's demonstrations count, so that one which lacks something is noticed instead of
+    setting the rule.
 
     Args:
         data: The group `data` of an open file.
@@ -387,9 +390,7 @@ def inputs_in(data: h5py.Group) -> tuple[tuple[str, ...], dict[str, int]]:
     seen = {name: found for demo in data.values() for name, found in demo["obs"].items()}
     images = tuple(name for name in seen if seen[name].ndim == 4)
     lowdim = {name: seen[name].shape[1] for name in seen if seen[name].ndim == 2}
-    if set(CAMERAS) <= set(images) and LOWDIM.items() <= lowdim.items():
-        return CAMERAS, dict(LOWDIM)
-    return images, lowdim
+    return default_inputs(images, lowdim)
 
 
 def spaces_in(path: str | Path) -> tuple[spaces.Dict, spaces.Box]:

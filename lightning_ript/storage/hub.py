@@ -84,6 +84,33 @@ def local_folder(place: str | Path, patterns: Sequence[str]) -> Path:
     return Path(path) / below
 
 
+def local_dataset(place: str | Path) -> Path:
+    """Where a whole dataset lies on this machine, after downloading it if it is the hub's.
+
+    Args:
+        place: A folder, or `hf://owner/name` or `hf://datasets/owner/name`, with `@revision` after
+            it for one. A folder need not exist.
+
+    Raises:
+        ValueError: The address is malformed.
+        OSError: The hub has no such dataset, or can neither be reached nor has been asked before.
+    """
+    if not is_on_hub(place):
+        return Path(place)
+    address = _FOLDER.fullmatch(str(place).replace("hf://datasets/", "hf://"))
+    if address is None or address["path"]:
+        raise ValueError(
+            f"{place} is no address of a dataset on the hub: write hf://owner/name or "
+            "hf://owner/name@revision"
+        )
+    from huggingface_hub import snapshot_download
+
+    with explained(f"the dataset {place}"):
+        return Path(
+            snapshot_download(address["repo"], revision=address["revision"], repo_type="dataset")
+        )
+
+
 @contextmanager
 def explained(wanted: str) -> Iterator[None]:
     """Turns what the hub's client raises into one sentence.

@@ -121,8 +121,8 @@ def new_smolvla(
 
     Args:
         out: Folder to make.
-        files: LIBERO's HDF5 files or folders of them: states and actions are normalized by their
-            means and deviations, and the tokenizer knows their words.
+        files: Demonstrations, as `DemonstrationDataModule` takes them: states and actions are
+            normalized by their means and deviations, and the tokenizer knows their words.
         sizes: Of the network.
         executed_actions: Actions executed of each chunk; all by default.
         steps: Denoising steps.
