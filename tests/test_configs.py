@@ -29,6 +29,17 @@ COMMANDS = [
     ("fit", ["quickstart/sft", "quickstart/policy"]),
     ("fit", QUICKSTART),
     ("fit", ["smolvla/small/sft", "smolvla/small/policy"]),
+    ("fit", ["flow/ript", "smolvla/one_24gb_gpu"]),
+    *[
+        ("fit", ["flow/ript", f"{family}/{suite}", f"trainers/{trainer}"])
+        for family in ("pi0", "pi05")
+        for suite, trainer in (
+            ("libero_spatial", "one_gpu"),
+            ("libero_object", "four_gpus_ddp"),
+            ("libero_goal", "four_gpus_fsdp2"),
+            ("libero_10", "two_nodes"),
+        )
+    ],
     ("fit", ["quickstart/libero", "smolvla/small/ript", "smolvla/small/policy"]),
     ("validate", [*QUICKSTART, "quickstart/before"]),
     ("validate", [*QUICKSTART, "quickstart/after"]),

@@ -151,7 +151,8 @@ def test_supervised_loss_and_its_gradient(golden):
     policy.zero_grad()
     noise, time = golden["in.loss_noise"], golden["in.loss_time"]
     errors = policy.flow_errors(golden.record, actions, noise[None], time[None])[0]
-    close(errors, golden["out.loss"], 3e-5)
+    # Elements go up to 27, where float32 itself is no finer than 2e-6, and processors differ.
+    torch.testing.assert_close(errors, golden["out.loss"], rtol=3e-6, atol=2e-5)
     mean = errors[..., : golden["in.action"].shape[-1]].mean()
     close(mean, golden["out.loss_mean"][0], 1e-5)
     mean.backward()

@@ -106,7 +106,9 @@ def test_only_the_expert_learns_by_default():
     reached = {name for name, p in policy.named_parameters() if p.grad is not None}
     assert reached == learning
     everything = load("smolvla", train="everything")
-    assert all(everything.saved(name) for name in everything.state_dict())
+    kept = {name for name in everything.state_dict() if not everything.saved(name)}
+    idle = {id(p) for module in everything.network.idle_modules() for p in module.parameters()}
+    assert kept == {name for name, p in everything.named_parameters() if id(p) in idle}
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -154,7 +154,8 @@ def test_what_is_exported_is_what_was_read(kind, tmp_path):
     from lightning_ript.policies.flow.lerobot import write_published
 
     policy = load(kind)
-    write_published(policy.published, tmp_path / "out", policy.network.state_dict())
+    rename = policy.renaming(GOLDENS / kind)
+    write_published(policy.published, tmp_path / "out", policy.network.state_dict(), rename)
     before = load_file(GOLDENS / kind / "model.safetensors")
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()

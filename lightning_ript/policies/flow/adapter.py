@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,17 +15,19 @@ from lightning_ript.policies.base import Decisions, PolicyAdapter
 from lightning_ript.policies.flow import transitions
 from lightning_ript.policies.flow.images import observed_images, resized
 from lightning_ript.policies.flow.lerobot import CONFIG, PATTERNS, Published, read_published
-from lightning_ript.policies.flow.load import Rename, fill, load_trained
+from lightning_ript.policies.flow.load import Rename, fill, load_trained, trained_tensors
 from lightning_ript.policies.flow.network import FlowNetwork, Prefix, Seen
 from lightning_ript.policies.flow.prompts import Prompts, with_newline
 from lightning_ript.policies.flow.transitions import Ratio
 from lightning_ript.policies.libero_robot import CAMERAS, proprio
+from lightning_ript.policies.lora import LoraSizes, inject, is_adapter_weight, layers_within
 from lightning_ript.storage.hub import is_on_hub, local_folder
 from lightning_ript.types import Observation, Task
 
 Probability = Literal["flow_sde", "flow_noise"]
 NoisySteps = Literal["one", "all"]
 Trained = Literal["expert", "everything"]
+WeightPrecision = Literal["float32", "bfloat16"]
 DEMONSTRATED_STATE = ("ee_pos", "ee_ori", "gripper_states")  # by the names in HDF5 files
 LEAST_DEVIATION, MOST_DEVIATION = 0.08, 0.16  # of Flow-Noise, piRL's numbers
 
@@ -51,6 +53,39 @@ class NoiseNetwork(nn.Module):
         return LEAST_DEVIATION + (MOST_DEVIATION - LEAST_DEVIATION) * share
 
 
+def weight_dtypes(
+    network: FlowNetwork, precision: WeightPrecision, settings: Mapping[str, Any]
+) -> Callable[[str], torch.dtype]:
+    """In which precision each weight is kept, by its name.
+
+    What learns is float32: half precision would round most steps of a small learning rate away. So
+    are the projections of states and actions.
+
+    Args:
+        network: The network.
+        precision: Of everything else.
+        settings: Of `FlowPolicy`; `train` and `lora` count.
+
+    Raises:
+        ValueError: Nothing else is left.
+    """
+    lora = settings.get("lora")
+    if precision == "bfloat16" and settings.get("train") == "everything" and lora is None:
+        raise ValueError(
+            "precision is bfloat16, but with train everything all weights learn, and need float32: "
+            "set lora, or trainer.precision to bf16-mixed."
+        )
+    expert = {id(parameter) for parameter in network.expert.parameters()}
+    names = {name for name, p in network.named_parameters() if id(p) in expert}
+
+    def dtype(name: str) -> torch.dtype:
+        around = not name.startswith(f"{network.transformers}.")
+        learns = lora is None and name in names
+        return torch.float32 if around or learns else getattr(torch, precision)
+
+    return dtype
+
+
 class FlowPolicy(PolicyAdapter):
     """A flow-matching policy with probabilities.
 
@@ -69,6 +104,8 @@ class FlowPolicy(PolicyAdapter):
             others are plain; or `all` are, and the log-probability is the mean over them.
         ratio: What has a ratio of probabilities of its own: a `chunk`, an `action`, a `dimension`.
         train: The action `expert` alone, for which the prefix needs no gradient, or `everything`.
+        lora: An adapter that learns in place of the weights of the transformers' layers, of the
+            expert's alone or of all; the projections around the expert learn as they are.
         gradient_checkpointing: Computes activations again in the backward pass: less memory.
         weights: One of Lightning's checkpoints of the same policy, here or on the hub, such as that
             of the supervised stage: its weights take the place of the folder's.
@@ -102,6 +139,7 @@ class FlowPolicy(PolicyAdapter):
         noisy_steps: NoisySteps = "one",
         ratio: Ratio = "chunk",
         train: Trained = "expert",
+        lora: LoraSizes | None = None,
         gradient_checkpointing: bool = False,
         weights: str | None = None,
     ) -> None:
@@ -153,9 +191,20 @@ class FlowPolicy(PolicyAdapter):
             network.requires_grad_(False)
             for module in network.expert_modules():
                 module.requires_grad_(True)
+        for module in network.idle_modules():
+            module.requires_grad_(False)
+        self.lora = lora
         self._replaced = weights is not None
-        if weights is not None:
-            load_trained(self, weights)
+        found = {} if weights is None else trained_tensors(weights)
+        adapted = any(map(is_adapter_weight, found))
+        if adapted and lora is None:
+            raise ValueError(f"{weights} holds a LoRA: set lora to its sizes.")
+        if weights is not None and not adapted:
+            load_trained(self, found, weights)
+        if lora is not None:
+            self._add_adapter(lora)
+        if weights is not None and adapted:
+            load_trained(self, found, weights)
 
     # -- what the family says ---------------------------------------------------------------------
 
@@ -258,16 +307,20 @@ class FlowPolicy(PolicyAdapter):
         folder = local_folder(place, PATTERNS)
         self.published = read_published(folder, self.kind)
         fill(self.network, folder, self.renaming(folder))
+        for name, parameter in self.network.named_parameters():
+            if ".lora_B." in name:  # without it an adapter changes nothing
+                nn.init.zeros_(parameter)
         self.checkpoint = str(place)
         return True
 
     def described(self) -> dict[str, Any]:
-        """Which folder it was made from, for `export`."""
-        return {"kind": self.kind, "checkpoint": self.checkpoint}
+        """Which folder it was made from, and how its adapter counts, for `export`."""
+        scaling = None if self.lora is None else self.lora.alpha / self.lora.r
+        return {"kind": self.kind, "checkpoint": self.checkpoint, "lora_scaling": scaling}
 
     def saved(self, name: str) -> bool:
         """What does not learn is in the published folder, unless `weights` replaced it."""
-        if self.train_what == "everything" or self._replaced or not name.startswith("network."):
+        if self._replaced or not name.startswith("network."):
             return True
         return self.get_parameter(name).requires_grad
 
@@ -364,6 +417,19 @@ class FlowPolicy(PolicyAdapter):
     def prepare_instructions(self, instructions: Sequence[str]) -> None:
         """Makes all prompts of these instructions the same length."""
         self.prepare([Task("", i, "", each) for i, each in enumerate(instructions)])
+
+    def _add_adapter(self, sizes: LoraSizes) -> None:
+        network = self.network
+        parts = network.expert_modules()
+        whole = [network] if self.train_what == "everything" else parts
+        idle = set(layers_within(network, network.idle_modules(), sizes.targets))
+        layers = [n for n in layers_within(network, whole, sizes.targets) if n not in idle]
+        if not layers:
+            raise ValueError(f"lora.targets names no layer of the policy: {sizes.targets}.")
+        inject(network, sizes, layers)
+        for part in parts:
+            if not any(is_adapter_weight(name) for name, _ in part.named_parameters()):
+                part.requires_grad_(True)
 
     # -- probabilities ----------------------------------------------------------------------------
 

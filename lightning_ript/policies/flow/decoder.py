@@ -162,8 +162,9 @@ class DecoderLayer(nn.Module):
         queries = rotate(self._heads(self.self_attn.q_proj(x)), positions)
         keys, values = own
         if prefix is not None:
-            keys = torch.cat([prefix[0], keys], dim=2)
-            values = torch.cat([prefix[1], values], dim=2)
+            before_keys, before_values = (each.to(keys.dtype) for each in prefix)
+            keys = torch.cat([before_keys, keys], dim=2)
+            values = torch.cat([before_values, values], dim=2)
         return self._rest(hidden, gate, attend(queries, keys, values, mask), condition), own
 
     def _rest(

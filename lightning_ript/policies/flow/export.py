@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ript.policies.flow.lerobot import PATTERNS, read_published, write_published
-from lightning_ript.policies.flow.load import POLICY
+from lightning_ript.policies.flow.load import POLICY, Rename, published_tensors
+from lightning_ript.policies.lora import is_adapter_weight, merged
 from lightning_ript.policies.weights import read_tensors
 from lightning_ript.storage.hub import local_file, local_folder
 
@@ -22,7 +23,7 @@ def is_flow(checkpoint: str) -> bool:
 
 
 def export(checkpoint: str, out: Path) -> None:
-    """Writes a folder as LeRobot does, which its evaluation reads.
+    """Writes a folder as LeRobot does, which its evaluation reads; an adapter is merged.
 
     What did not learn is taken from the folder that the policy was made from, which must still be
     where it was.
@@ -45,8 +46,21 @@ def export(checkpoint: str, out: Path) -> None:
         for name, value in contents["state_dict"].items()
         if name.startswith(_NETWORK)
     }
-    write_published(read_published(base, made_from["kind"]), out, network)
+    rename = _renaming(made_from["kind"], base)
+    if any(map(is_adapter_weight, network)):
+        adapted = {f"{n.partition('.lora_')[0]}.weight" for n in network if is_adapter_weight(n)}
+        weights = published_tensors(base, rename, adapted)
+        network = merged(network, made_from["lora_scaling"], weights)
+    write_published(read_published(base, made_from["kind"]), out, network, rename)
     log.info("%s: %d tensors of %s, the rest of %s.", out, len(network), checkpoint, base)
+
+
+def _renaming(kind: str, folder: Path) -> Rename:
+    from lightning_ript.policies.pi0 import Pi0Policy, Pi05Policy
+    from lightning_ript.policies.smolvla import SmolVLAPolicy
+
+    kinds = {policy.kind: policy for policy in (Pi0Policy, Pi05Policy, SmolVLAPolicy)}
+    return kinds[kind].renaming(folder)
 
 
 def _read(checkpoint: str) -> dict[str, Any]:

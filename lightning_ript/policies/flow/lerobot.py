@@ -9,7 +9,7 @@ numbers among the weights. Nothing here needs LeRobot.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,12 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                     yield name.removeprefix(NETWORK), contents.get_tensor(name)
 
 
-def write_published(published: Published, to: Path, network: Mapping[str, Tensor]) -> None:
+def write_published(
+    published: Published,
+    to: Path,
+    network: Mapping[str, Tensor],
+    rename: Callable[[str], str | None],
+) -> None:
     """Writes a folder of the same layout, with a network's tensors in place of the old ones.
 
     What the network does not have, such as heads that no action needs, is taken from the old
@@ -184,11 +189,17 @@ def write_published(published: Published, to: Path, network: Mapping[str, Tensor
         published: Where everything else comes from.
         to: The new folder.
         network: Tensors by name.
+        rename: From names in the old folder to the network's.
     """
     to.mkdir(parents=True, exist_ok=True)
     everything: dict[str, Tensor] = {}
     for path in shards(published.folder):
         everything.update(load_file(path))
+    for old in [full for full in everything if full.startswith(NETWORK)]:
+        name = rename(old.removeprefix(NETWORK)) or ""
+        # What has an older name takes the newer one; a head that served as embedding stays, too.
+        if name in network and old != NETWORK + name and not old.endswith("lm_head.weight"):
+            everything[NETWORK + name] = everything.pop(old)
     for name, value in network.items():
         full = NETWORK + name
         like = everything.get(full)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ript.policies.flow.lerobot import NETWORK
+from lightning_ript.policies.lora import is_adapter_weight, plain_name
 from lightning_ript.policies.safetensor_files import opened, shapes, shards
 from lightning_ript.policies.weights import check_fit, read_tensors
 from lightning_ript.storage.hub import local_file
@@ -31,48 +32,72 @@ def network_shapes(folder: Path, rename: Rename) -> dict[str, tuple[int, ...]]:
 
 
 def fill(
-    network: nn.Module, folder: Path, rename: Rename, dtype: torch.dtype | None = None
+    network: nn.Module,
+    folder: Path,
+    rename: Rename,
+    dtype: Callable[[str], torch.dtype] | None = None,
 ) -> None:
-    """Copies a published network's weights.
+    """Copies a published network's weights; an adapter in the network stays as it is.
 
     Args:
         network: The network, which may be on the meta device.
         folder: Holds the weights.
         rename: Names in the files -> the network's.
-        dtype: What the weights of a network on the meta device become; another keeps its own.
+        dtype: What weights of a network on the meta device become, by name; another keeps its own.
 
     Raises:
         OSError: The weights are missing.
         ValueError: They cannot be read or do not fit.
     """
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    own = {name: v for name, v in network.state_dict().items() if not is_adapter_weight(name)}
+    places = {plain_name(name): name for name in own}
+    expected = {name: tuple(own[place].shape) for name, place in places.items()}
     check_fit(expected, network_shapes(folder, rename), folder)
     state: dict[str, Tensor] = {}
     for path in shards(folder):
         with opened(path) as contents:
             for full, name in _names(contents.keys(), rename):
-                state[name] = contents.get_tensor(full).to(dtype)
-    network.load_state_dict(state, assign=next(network.parameters()).is_meta)
+                value = contents.get_tensor(full)
+                state[places[name]] = value if dtype is None else value.to(dtype(name))
+    network.load_state_dict(state, strict=False, assign=next(network.parameters()).is_meta)
 
 
-def load_trained(policy: nn.Module, place: str | Path) -> None:
-    """Copies what one of Lightning's checkpoints of the same policy holds: all of it that learned.
+def published_tensors(folder: Path, rename: Rename, wanted: Container[str]) -> dict[str, Tensor]:
+    """Some of a published network's tensors, by the network's names."""
+    found: dict[str, Tensor] = {}
+    for path in shards(folder):
+        with opened(path) as contents:
+            for full, name in _names(contents.keys(), rename):
+                if name in wanted:
+                    found[name] = contents.get_tensor(full)
+    return found
+
+
+def trained_tensors(place: str | Path) -> dict[str, Tensor]:
+    """What one of Lightning's checkpoints of a policy holds: all of it that learned.
 
     Args:
-        policy: The policy.
         place: The file, here or on the hub.
 
     Raises:
         OSError: There is no such file.
-        ValueError: It cannot be read, or is of another policy.
+        ValueError: It cannot be read, or is no checkpoint of a policy.
     """
-    path = local_file(place)
-    state = read_tensors(path).get("state_dict", {})
+    state = read_tensors(local_file(place)).get("state_dict", {})
     found = {n.removeprefix(POLICY): v for n, v in state.items() if n.startswith(POLICY)}
-    own = policy.state_dict()
-    expected = {name: tuple(value.shape) for name, value in own.items() if name in found}
     if not found:
         raise ValueError(f"{place} is no checkpoint of a policy: it has no weights of one.")
+    return found
+
+
+def load_trained(policy: nn.Module, found: Mapping[str, Tensor], place: str | Path) -> None:
+    """Copies what `trained_tensors` has found at a place.
+
+    Raises:
+        ValueError: It is of another policy.
+    """
+    own = policy.state_dict()
+    expected = {name: tuple(value.shape) for name, value in own.items() if name in found}
     check_fit(expected, {name: tuple(value.shape) for name, value in found.items()}, place)
     policy.load_state_dict(found, strict=False)
 

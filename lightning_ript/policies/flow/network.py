@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,8 @@ class FlowNetwork(nn.Module, ABC):
         state_dim: Numbers of a padded state.
         action_dim: Numbers D of a padded action.
         feature_dim: Width of the features behind a velocity.
+        transformers: The part that holds all transformers, whose weights may be of half precision;
+            the projections of states and actions around it are float32.
         gradient_checkpointing: Whether activations within layers are computed again for gradients.
     """
 
@@ -79,6 +81,7 @@ class FlowNetwork(nn.Module, ABC):
     state_dim: int
     action_dim: int
     feature_dim: int
+    transformers: ClassVar[str]
     gradient_checkpointing: bool = False
 
     @abstractmethod
@@ -89,6 +92,13 @@ class FlowNetwork(nn.Module, ABC):
     @abstractmethod
     def stack(self) -> Any:
         """The language model: `layers`, and the `norm` after them."""
+
+    def idle_modules(self) -> Sequence[nn.Module]:
+        """What no velocity comes from: of the prefix's last layer only keys and values count."""
+        last = self.stack.layers[-1]
+        attention = last.self_attn
+        after = (attention.q_proj, attention.o_proj, last.post_attention_layernorm, last.mlp)
+        return [*after, self.stack.norm]
 
     def attended(self, mask: Tensor) -> Tensor:
         """What each token of a prefix (B, P) attends to, (B, P, P) bool: all that is there."""
@@ -131,6 +141,15 @@ class FlowNetwork(nn.Module, ABC):
             Velocity (B, H, D) and the features that it is read from, (B, H, feature_dim), float32
             both.
         """
+
+    @property
+    @abstractmethod
+    def expert(self) -> Any:
+        """The action expert: `layers`, and the `norm` after them."""
+
+    def to_expert(self, values: Tensor) -> Tensor:
+        """Of the precision in which the expert computes."""
+        return values.to(self.expert.layers[0].self_attn.q_proj.weight.dtype)
 
     @abstractmethod
     def expert_modules(self) -> Sequence[nn.Module]:

@@ -11,130 +11,28 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ript.distributed.sharding import whole
+from lightning_ript.policies.lora import ADAPTER, LoraSizes, inject
 from lightning_ript.policies.openvla_oft.model import OpenVLA
 from lightning_ript.policies.safetensor_files import opened, shapes
 from lightning_ript.policies.weights import check_fit, check_weights, read_tensors, without_module
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.hub import is_on_hub, local_folder
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
 PATTERNS = ("*.json", "*.safetensors", "*.pt")
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 HEADERS = "openvla_headers.pt"
-ADAPTER = "default"
 PREFIX = "base_model.model."
-# All linear layers, and the patch embeddings' convolutions, which are called proj too; as the
-# published adapters, also lm_head, which has a part in actions only if they are tokens.
-TARGETS = (
-    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
-    *("qkv", "q", "kv", "proj", "fc1", "fc2", "fc3"),
-)
-# Settings of PEFT that leave a LoRA's arithmetic as it is; ONLY has those that do for some values.
-# What is in neither may change it, so a file that sets it is refused.
-PLAIN = {
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "task_type"),
-    *("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "runtime_config"),
-    *("megatron_core", "qalora_group_size", "layers_pattern"),
-}
-ONLY = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    # Others, e.g. pissa, olora, corda and loftq, take their start out of the base's weights.
-    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
-}
 MERGED = "merged_adapters.json"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoraSizes:
-    """What an adapter is made of; the defaults are the published ones'.
-
-    Attributes:
-        r: Rank.
-        alpha: The change is scaled by alpha / r.
-        targets: Last parts of the names of the adapted layers.
-        dropout: Probability of dropping an input of the adapter.
-    """
-
-    r: int = 32
-    alpha: float = 16
-    targets: tuple[str, ...] = TARGETS
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.r < 1 or not self.targets or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"A LoRA needs a rank of at least 1, target layers and a dropout in [0, 1): {self}"
-            )
-
-    @classmethod
-    def from_json(cls, path: Path) -> LoraSizes:
-        """Reads PEFT's adapter_config.json.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is not a LoRA's, or of a kind that is not supported; the message says
-                why.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no {path}: name the folder of a LoRA")
-        try:
-            contents = json.loads(path.read_text())
-            targets = contents["target_modules"]
-            sizes = cls(
-                r=int(contents["r"]),
-                alpha=float(contents["lora_alpha"]),
-                targets=tuple(sorted(targets)),
-                dropout=float(contents.get("lora_dropout", 0.0)),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the config of a LoRA: {error!r}") from error
-        used = [
-            f"{name} {value!r}"
-            for name, value in contents.items()
-            if (value not in ONLY[name] if name in ONLY else value and name not in PLAIN)
-        ]
-        if isinstance(targets, str):
-            used.append("target_modules as a pattern")
-        if used:
-            raise ValueError(
-                f"{path} asks for {', '.join(used)}, which is not supported: only a plain LoRA is"
-            )
-        return sizes
-
-    def peft(self) -> LoraConfig:
-        """The same for PEFT.
-
-        Raises:
-            ModuleNotFoundError: PEFT is not installed.
-        """
-        try:
-            from peft import LoraConfig
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "LoRA is PEFT's: pip install -e '.[openvla]' in the clone"
-            ) from error
-        return LoraConfig(
-            r=self.r,
-            # PEFT's type is an integer, its arithmetic is not.
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=sorted(self.targets),
-            init_lora_weights="gaussian",
-        )
 
 
 def add_lora(model: OpenVLA, sizes: LoraSizes | None = None) -> None:
@@ -148,13 +46,7 @@ def add_lora(model: OpenVLA, sizes: LoraSizes | None = None) -> None:
     """
     if has_lora(model):
         raise ValueError("The model has an adapter already")
-    config = (sizes or LoraSizes()).peft()
-    from peft import inject_adapter_in_model
-
-    inject_adapter_in_model(config, model.base, ADAPTER)
-    for parameter in lora_parameters(model).values():
-        # Half precision would round most steps of a small learning rate away.
-        parameter.data = parameter.data.float()
+    inject(model.base, sizes or LoraSizes())
 
 
 def has_lora(model: OpenVLA) -> bool:

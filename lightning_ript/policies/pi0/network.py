@@ -75,6 +75,8 @@ class Pi0Network(FlowNetwork):
         sizes: Its sizes.
     """
 
+    transformers = "paligemma_with_expert"
+
     def __init__(self, sizes: Pi0Sizes) -> None:
         super().__init__()
         self.sizes = sizes
@@ -142,11 +144,12 @@ class Pi0Network(FlowNetwork):
     def velocity(self, prefix: Prefix, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the action expert."""
         actions = self.action_in_proj(x)
-        embedded = time_embedding(time, self.feature_dim).to(actions.dtype)
+        embedded = time_embedding(time, self.feature_dim)
         condition = None
         if self.sizes.adaptive:
             tokens = actions
-            condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedded))))
+            mixed = self.time_mlp_out(F.silu(self.time_mlp_in(embedded)))
+            condition = self.to_expert(F.silu(mixed))
         else:
             both = torch.cat([actions, embedded[:, None].expand_as(actions)], dim=-1)
             actions = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(both)))
@@ -157,8 +160,8 @@ class Pi0Network(FlowNetwork):
             own[0, 1:] = False  # the state does not see the actions
         attended = seen_by_suffix(prefix.mask, own)
         positions = positions_after(prefix.mask, count)
-        hidden = tokens
+        hidden = self.to_expert(tokens)
         for layer, before in zip(self.expert.layers, prefix.layers, strict=True):
             hidden, _ = self.run(layer, hidden, positions, attended, before, condition)
-        features, _ = self.expert.norm(hidden[:, -self.chunk :], condition)
-        return self.action_out_proj(features).float(), features.float()
+        features = self.expert.norm(hidden[:, -self.chunk :], condition)[0].float()
+        return self.action_out_proj(features).float(), features

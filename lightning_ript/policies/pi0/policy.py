@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_ript.policies.flow.adapter import FlowPolicy
+from lightning_ript.policies.flow.adapter import FlowPolicy, WeightPrecision, weight_dtypes
 from lightning_ript.policies.flow.lerobot import NETWORK, PATTERNS, read_published
 from lightning_ript.policies.flow.load import Rename, fill, network_shapes
 from lightning_ript.policies.flow.prompts import Prompts, published_beside
@@ -34,7 +34,7 @@ class Pi0Policy(FlowPolicy):
             its terms accepted first; by default the one that the checkpoint names.
         steps: Denoising steps; by default the checkpoint's.
         executed_actions: Actions executed of each chunk; by default the checkpoint's.
-        precision: Of the weights.
+        precision: Of the transformers' weights that do not learn; all others are float32.
         vision_heads: Attention heads of the image encoder, which no file tells.
         device: Where the weights go; by default the GPU of this process, if there is one.
         **settings: Of `FlowPolicy`.
@@ -53,7 +53,7 @@ class Pi0Policy(FlowPolicy):
         tokenizer: str | None = None,
         steps: int | None = None,
         executed_actions: int | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: WeightPrecision = "float32",
         vision_heads: int = VISION_HEADS,
         device: str | None = None,
         **settings: Any,
@@ -65,7 +65,7 @@ class Pi0Policy(FlowPolicy):
         sizes = read_sizes(config, network_shapes(folder, rename), vision_heads)
         with torch.device("meta"):
             network = Pi0Network(sizes)
-        fill(network, folder, rename, getattr(torch, precision))
+        fill(network, folder, rename, weight_dtypes(network, precision, settings))
         height, width = config["image_resolution"]
         super().__init__(
             network,

@@ -116,6 +116,8 @@ class SmolVLANetwork(FlowNetwork):
         sizes: Its sizes.
     """
 
+    transformers = "vlm_with_expert"
+
     def __init__(self, sizes: SmolVLASizes) -> None:
         super().__init__()
         self.sizes = sizes
@@ -178,9 +180,9 @@ class SmolVLANetwork(FlowNetwork):
     def velocity(self, prefix: Prefix, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the action expert."""
         actions = self.action_in_proj(x)
-        embedded = time_embedding(time, self.feature_dim).to(actions.dtype)
+        embedded = time_embedding(time, self.feature_dim)
         both = torch.cat([actions, embedded[:, None].expand_as(actions)], dim=-1)
-        hidden = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(both)))
+        hidden = self.to_expert(self.action_time_mlp_out(F.silu(self.action_time_mlp_in(both))))
         count = hidden.shape[1]
         causal = torch.ones(count, count, dtype=torch.bool, device=x.device).tril()
         attended = seen_by_suffix(prefix.mask, causal)
@@ -194,5 +196,5 @@ class SmolVLANetwork(FlowNetwork):
                 hidden, _ = self.run(layer, hidden, positions, attended, before)
             else:
                 hidden = self.run(layer, hidden, first, crossed, before)
-        features, _ = self.expert.norm(hidden)
-        return self.action_out_proj(features).float(), features.float()
+        features = self.expert.norm(hidden)[0].float()
+        return self.action_out_proj(features).float(), features

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from lightning_ript.policies.flow.adapter import FlowPolicy
+from lightning_ript.policies.flow.adapter import FlowPolicy, WeightPrecision, weight_dtypes
 from lightning_ript.policies.flow.lerobot import PATTERNS, read_published
 from lightning_ript.policies.flow.load import Rename, fill, network_shapes
 from lightning_ript.policies.flow.prompts import Prompts, published_beside
@@ -29,7 +29,7 @@ class SmolVLAPolicy(FlowPolicy):
             default the one that the checkpoint names.
         steps: Denoising steps; by default the checkpoint's.
         executed_actions: Actions executed of each chunk; by default the checkpoint's.
-        precision: Of the weights.
+        precision: Of the transformers' weights that do not learn; all others are float32.
         device: Where they go; by default the GPU of this process, if there is one.
         **settings: Of `FlowPolicy`.
 
@@ -47,7 +47,7 @@ class SmolVLAPolicy(FlowPolicy):
         vlm: str | None = None,
         steps: int | None = None,
         executed_actions: int | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: WeightPrecision = "float32",
         device: str | None = None,
         **settings: Any,
     ) -> None:
@@ -60,7 +60,7 @@ class SmolVLAPolicy(FlowPolicy):
         sizes = read_sizes(config, place, network_shapes(folder, _rename))
         with torch.device("meta"):
             network = SmolVLANetwork(sizes)
-        fill(network, folder, _rename, getattr(torch, precision))
+        fill(network, folder, _rename, weight_dtypes(network, precision, settings))
         width, height = config["resize_imgs_with_padding"]
         super().__init__(
             network,
