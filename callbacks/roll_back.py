@@ -44,10 +44,7 @@ class RollBack(Callback):
         """
         success_metric(pl_module, type(self).__name__)
         if stage == "fit" and self._checkpoint(trainer) is None:
-            raise ValueError(
-                "RollBack needs best.ckpt, which a config with a ModelCheckpoint of its own does "
-                "not write: add BestCheckpoint, or leave RollBack out."
-            )
+            raise ValueError("RollBack needs best.ckpt: add BestCheckpoint to the callbacks.")
         if stage == "fit" and getattr(pl_module, "device_mesh", None) is not None:
             raise ValueError("RollBack cannot restore weights in shards: set trainer.strategy ddp.")
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
-from zipfile import is_zipfile
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_ript.commands import COMMANDS
 from lightning_ript.commands.errors import (
@@ -28,9 +32,33 @@ from lightning_ript.commands.old_names import with_current_names
 from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.policies.base import PolicyAdapter
+from lightning_ript.storage.checkpoint_files import (
+    WholeCheckpointIO,
+    checkpoint_to_resume,
+    is_checkpoint,
+)
 from lightning_ript.storage.hub import is_on_hub, local_file
+from lightning_ript.storage.run_directory import finished_iterations
+from lightning_ript.storage.run_lock import RunLock
 
 _CHECKPOINTS = "checkpoints"
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes `last.ckpt` at the end of every epoch, from which the same command goes on.
+
+    Args:
+        folder: Folder of the checkpoint.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(
+            folder,
+            filename="last",
+            enable_version_counter=False,  # replaces the file of the epoch before
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+        )
 
 
 class RIPTCLI(LightningCLI):
@@ -49,24 +77,38 @@ class RIPTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `--run_dir`, and checkpoints of every epoch."""
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of the run")
-        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.link_arguments("run_dir", "trainer.default_root_dir", compute_fn=expanded)
         parser.set_defaults({"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 1})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Finds the checkpoint, and refuses a bad one before anything is built.
 
         Raises:
-            OSError: If there is no checkpoint of that name, here or on the hub.
-            ValueError: If it is damaged.
+            OSError: If there is no checkpoint of that name, here or on the hub, the run directory
+                cannot be written, or another command is at work in it.
+            ValueError: If it is damaged, or the run directory holds a run without a checkpoint.
         """
         super().parse_arguments(parser, args)
         settings = self.config[self.config.subcommand]
-        last = Path(settings.run_dir, _CHECKPOINTS, "last.ckpt")
-        if self.config.subcommand == "fit" and settings.ckpt_path is None and last.exists():
-            settings.ckpt_path = str(last)
+        settings.run_dir = expanded(settings.run_dir)
+        check_run_dir(Path(settings.run_dir))
+        if not getattr(rank_zero_only, "rank", 0):  # of other processes, the first one holds it
+            RunLock(settings.run_dir, f"lightning-ript {self.config.subcommand}")
+        if self.config.subcommand == "fit" and settings.ckpt_path is None:
+            settings.ckpt_path = self._to_resume(settings.run_dir)
         if settings.ckpt_path not in (None, "best", "last"):
             command = self.config.subcommand
             settings.ckpt_path = check_checkpoint(settings.ckpt_path, "--ckpt_path", command)
+
+    def _to_resume(self, run_dir: str) -> str | None:
+        """The checkpoint of an earlier start of the same command, None if there was none."""
+        found = checkpoint_to_resume(Path(run_dir, _CHECKPOINTS))
+        if found is None and (done := finished_iterations(run_dir)):
+            raise ValueError(
+                f"{run_dir} holds {done} finished iterations, but no checkpoint to go on from: "
+                "name one with --ckpt_path, or another --run_dir to begin anew."
+            )
+        return None if found is None else str(found)
 
     def before_instantiate_classes(self) -> None:
         """Fills in the policy's settings that follow from what environment or data show."""
@@ -90,37 +132,57 @@ class RIPTCLI(LightningCLI):
         """Adds what every run has: a CSV logger if no other is named, `last.ckpt`, `best.ckpt`.
 
         RIPT's best checkpoint is the one with the highest success rate, a supervised stage's the
-        one with the lowest validation loss. A config that names a ModelCheckpoint gets that alone.
+        one with the lowest validation loss. A config's own ModelCheckpoint comes beside them.
+
+        Raises:
+            ValueError: RIPT is to stop after a number of optimizer steps.
         """
         run_dir = self._settings.run_dir
         settings = self.config_init[self.subcommand].trainer
         if settings.logger in (None, True):
             settings.logger = CSVLogger(run_dir, name="metrics")
         callbacks = [*(settings.callbacks or []), *self._tripwires(settings.callbacks or [])]
-        settings.callbacks = callbacks
-        if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-            last = ModelCheckpoint(
-                Path(run_dir, _CHECKPOINTS),
-                filename="last",
-                enable_version_counter=False,  # replaces the file of the epoch before
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
-            )
-            settings.callbacks = [*callbacks, *self._best(last.dirpath), last]
+        folder = Path(run_dir, _CHECKPOINTS)
+        callbacks += [*self._best(folder, callbacks), LastCheckpoint(folder)]
+        settings.callbacks = [*callbacks, *self._end_between_iterations(settings)]
+        plugins = settings.plugins or []
+        plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeCheckpointIO())
+        settings.plugins = plugins
         return super().instantiate_trainer(**kwargs)
+
+    def _end_between_iterations(self, settings: Namespace) -> list[Callback]:
+        """Lets RIPT stop where an iteration is finished: half of one would be collected again."""
+        if not self._counts_successes():
+            return []
+        if settings.max_steps not in (-1, None):
+            raise ValueError(
+                f"trainer.max_steps is {settings.max_steps}, but optimizer steps end within an "
+                "iteration, of which a resumed run would know nothing: set trainer.max_epochs, "
+                "which counts iterations."
+            )
+        if settings.max_time is None:
+            return []
+        timer = Timer(settings.max_time, interval="epoch")
+        settings.max_time = None
+        return [timer]
+
+    def _counts_successes(self) -> bool:
+        return isinstance(getattr(self.model, "success_rate", None), SuccessRate)
 
     def _tripwires(self, callbacks: list[Callback]) -> list[Callback]:
         from lightning_ript.callbacks import Tripwires
 
-        counts = isinstance(getattr(self.model, "success_rate", None), SuccessRate)
         given = any(isinstance(callback, Tripwires) for callback in callbacks)
-        return [Tripwires()] if counts and not given else []
+        return [Tripwires()] if self._counts_successes() and not given else []
 
-    def _best(self, folder: Any) -> list[ModelCheckpoint]:
+    def _best(self, folder: Path, callbacks: list[Callback]) -> list[ModelCheckpoint]:
         from lightning_ript.callbacks import BestCheckpoint
 
         best_by = getattr(self.model, "best_by", None)
-        return [] if best_by is None else [BestCheckpoint(folder, *best_by)]
+        given = any(isinstance(callback, BestCheckpoint) for callback in callbacks)
+        return [] if best_by is None or given else [BestCheckpoint(folder, *best_by)]
 
     def before_fit(self) -> None:
         """Says which checkpoint is resumed."""
@@ -191,9 +253,33 @@ def check_checkpoint(place: str, setting: str, command: str) -> str:
         return str(place)
     if not path.is_file():
         raise FileNotFoundError(f"{setting} names {place}, which does not exist.")
-    if not is_zipfile(path):  # as everything that torch.save has written since 2020
-        raise ValueError(f"{place} is damaged or no checkpoint: delete it or name another.")
+    if not is_checkpoint(path):
+        raise ValueError(
+            f"{place} is damaged, no checkpoint, or one in torch's format of before 2020: name "
+            "another."
+        )
     return str(path)
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and variables replaced."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
+def check_run_dir(folder: Path) -> None:
+    """Makes the run directory.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"--run_dir names {folder}, which is a file.") from None
+    except OSError as error:
+        raise PermissionError(f"--run_dir {folder} cannot be made: {error.strerror}.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"--run_dir {folder} cannot be written: choose another.")
 
 
 def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch") -> None:
@@ -207,6 +293,7 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
     arguments = with_current_names(arguments)
     # What was typed may have been changed.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
+    _take_hangups_for_sigterm()
     StrategyRegistry.register(
         "fsdp2", ShardedStrategy, "policies too large for one GPU", override=True
     )
@@ -224,6 +311,15 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
         )
     except SIGTERMException:
         sys.exit(f"Stopped by SIGTERM; the same command goes on from the last finished {unit}.")
+    finally:
+        RunLock.release_all()
+
+
+def _take_hangups_for_sigterm() -> None:
+    """A terminal that is closed stops a run as a scheduler does; `nohup` keeps it going."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -80,7 +80,7 @@ def test_the_best_checkpoint_is_the_best(learned, tmp_path):
     assert result["overall"]["success_rate"] == pytest.approx(max(rates))
     assert torch.load(best, weights_only=False)["epoch"] == rates.index(max(rates))
     names = sorted(path.name for path in best.parent.iterdir())
-    assert names == ["best.ckpt", "last.ckpt"]
+    assert names == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
 def test_the_first_step_starts_where_the_rollouts_were_drawn(tmp_path):

@@ -2,8 +2,10 @@
 
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import imageio.v3 as iio
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -12,9 +14,11 @@ from test_other_robot import ript
 from test_other_robot import run as run_other
 from toy_runs import history
 
+from lightning_ript.callbacks import RollBack
 from lightning_ript.callbacks.tripwires import oddities
 from lightning_ript.cli import main
 from lightning_ript.envs.toy import ToySpec
+from lightning_ript.evaluation import SuccessRate
 from lightning_ript.policies.agreement import allowed_log_ratio, check_agreement
 from lightning_ript.policies.toy import ToyPolicy
 from lightning_ript.types import Context
@@ -177,10 +181,10 @@ def test_success_that_collapses_is_warned_about_and_rolled_back(tmp_path):
 
 
 def test_rolling_back_needs_a_best_checkpoint(tmp_path, capsys):
-    for settings, message in (
-        (["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"], "needs best.ckpt"),
-        (["--trainer.callbacks.fraction=2"], "RollBack has fraction 2"),
-    ):
-        with pytest.raises(SystemExit):
-            run(tmp_path, "--trainer.callbacks+=lightning_ript.callbacks.RollBack", *settings)
-        assert message in capsys.readouterr().err
+    given = "--trainer.callbacks+=lightning_ript.callbacks.RollBack"
+    with pytest.raises(SystemExit):
+        run(tmp_path, given, "--trainer.callbacks.fraction=2")
+    assert "RollBack has fraction 2" in capsys.readouterr().err
+    trainer = L.Trainer(callbacks=[RollBack()], logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"RollBack needs best\.ckpt: add BestCheckpoint"):
+        trainer.callbacks[0].setup(trainer, SimpleNamespace(success_rate=SuccessRate()), "fit")

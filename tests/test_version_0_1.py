@@ -22,6 +22,17 @@ def test_no_run_is_forgotten():
     assert {path.name for path in FIXTURES.iterdir()} == {"toy", "critic", "kl", "quest"}
 
 
+def comparable(parameter, value):
+    """Without the bias of an attention's keys, which changes no attention.
+
+    Its gradient is rounding alone, another one on every processor, and Adam makes steps of it.
+    """
+    if parameter.endswith("in_proj_bias"):
+        queries, _, values = value.chunk(3)
+        return torch.cat([queries, values])
+    return value
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["toy", "critic", "kl", "quest"])
 def test_it_goes_on_as_it_would_have(name, tmp_path):
@@ -45,7 +56,11 @@ def test_it_goes_on_as_it_would_have(name, tmp_path):
     assert learned
     for parameter, value in learned.items():
         torch.testing.assert_close(
-            run["state_dict"][parameter], value, rtol=1e-5, atol=1e-6, msg=parameter
+            comparable(parameter, run["state_dict"][parameter]),
+            comparable(parameter, value),
+            rtol=1e-5,
+            atol=1e-6,
+            msg=parameter,
         )
     history = json.loads((tmp_path / "history.json").read_text())
     assert [entry["iteration"] for entry in history] == [1, 2]

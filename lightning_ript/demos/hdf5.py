@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from gymnasium import spaces
 from lightning_ript.demos.open_files import OpenFiles
 from lightning_ript.demos.trajectory import CAMERAS, default_inputs
 from lightning_ript.envs.libero.suites import bddl_path
-from lightning_ript.storage.files import replacing
+from lightning_ript.storage.files import drafts_of, replacing
 from lightning_ript.types import Task
 
 SETTINGS = "collection_settings"  # our own attribute; LIBERO's readers ignore it
@@ -213,8 +212,7 @@ class DemonstrationWriter:
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
-        name = escape(self.path.stem)
-        for leftover in self.path.parent.glob(f".{name}.*{escape(self.path.suffix)}"):
+        for leftover in drafts_of(self.path):
             leftover.unlink()  # half a copy of a killed run
         if not self.path.exists():
             return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 
@@ -15,7 +17,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path` that takes its place once the block succeeds.
 
     Missing parent folders are made. The temporary name keeps the suffix, since writers of images
@@ -23,6 +25,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: The file to write or to replace.
+        durable: Whether it is on the disk, not only on its way there, before it takes the place.
 
     Yields:
         Where to write; removed again when the block raises.
@@ -32,6 +35,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        if durable:
+            _flush(temporary)
         os.replace(temporary, path)
+        if durable:
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def making(folder: str | Path) -> Iterator[Path]:
+    """As `replacing`, for a folder that does not exist yet."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def drafts_of(path: Path) -> list[Path]:
+    """What killed processes have left of `replacing` a file."""
+    return list(path.parent.glob(f".{escape(path.stem)}.*{escape(path.suffix)}"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

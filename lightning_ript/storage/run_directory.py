@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 
@@ -29,6 +30,14 @@ def videos_of(evaluation: str | Path) -> list[Path]:
 def history_path(run_dir: str | Path) -> Path:
     """The history of the iterations, as JSON."""
     return Path(run_dir) / "history.json"
+
+
+def finished_iterations(run_dir: str | Path) -> int:
+    """Iterations in the history of a run; 0 where there is none that can be read."""
+    try:
+        return len(json.loads(history_path(run_dir).read_text()))
+    except (OSError, ValueError):
+        return 0
 
 
 def learning_curve_path(run_dir: str | Path) -> Path:

@@ -240,10 +240,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
     Returns:
         (B, T, heads * head_dim).
     """
-    groups = queries.shape[1] // keys.shape[1]
-    keys, values = (each.repeat_interleave(groups, dim=1) for each in (keys, values))
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None])
-    return attended.transpose(1, 2).flatten(2)
+    # Queries that share keys stand behind one another, since copies of keys would be kept for the
+    # backward pass: of pi0's, eight.
+    groups, count = queries.shape[1] // keys.shape[1], queries.shape[2]
+    stacked = queries.unflatten(1, (-1, groups)).flatten(2, 3)
+    allowed = mask.repeat(1, groups, 1)[:, None]
+    attended = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=allowed)
+    return attended.unflatten(2, (groups, count)).flatten(1, 2).transpose(1, 2).flatten(2)
 
 
 def _normalized(x: Tensor, epsilon: float) -> Tensor:

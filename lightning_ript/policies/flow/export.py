@@ -10,6 +10,7 @@ from lightning_ript.policies.flow.lerobot import PATTERNS, read_published, write
 from lightning_ript.policies.flow.load import POLICY, Rename, published_tensors
 from lightning_ript.policies.lora import is_adapter_weight, merged
 from lightning_ript.policies.weights import read_tensors
+from lightning_ript.storage.files import making
 from lightning_ript.storage.hub import local_file, local_folder
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def export(checkpoint: str, out: Path) -> None:
         adapted = {f"{n.partition('.lora_')[0]}.weight" for n in network if is_adapter_weight(n)}
         weights = published_tensors(base, rename, adapted)
         network = merged(network, made_from["lora_scaling"], weights)
-    write_published(read_published(base, made_from["kind"]), out, network, rename)
+    with making(out) as draft:
+        write_published(read_published(base, made_from["kind"]), draft, network, rename)
     log.info("%s: %d tensors of %s, the rest of %s.", out, len(network), checkpoint, base)
 
 

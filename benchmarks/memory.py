@@ -1,0 +1,332 @@
+"""Memory of a GPU that acts with and trains a policy, computed without one.
+
+python benchmarks/memory.py --policy smolvla|pi0|pi05|openvla_oft [--gpus 4 --strategy fsdp2]
+    [--train everything] [--lora 32] [--checkpointing true] [--precision float32]
+
+Weights, gradients and the optimizer's state are counted; what a forward and backward pass keeps is
+found by running one on torch's meta device, which has shapes and no memory, at its peak. Not in it:
+the CUDA context and libraries (about 1 GiB), what kernels use inside, and fragments.
+
+`--check true` does the same at a middle size on the CPU, and compares with what the process took.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jsonargparse import auto_cli
+from measuring.live_bytes import peak_bytes
+from measuring.processes import memory_mib, restart_peak
+from measuring.report import table
+from torch import nn
+
+from lightning_ript.policies.flow.adapter import Trained, WeightPrecision, weight_dtypes
+from lightning_ript.policies.flow.decoder import DecoderSizes
+from lightning_ript.policies.flow.network import FlowNetwork, Seen
+from lightning_ript.policies.flow.vision import VisionSizes
+from lightning_ript.policies.lora import LoraSizes, inject, layers_within
+from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
+from lightning_ript.policies.pi0.network import Pi0Network, Pi0Sizes
+from lightning_ript.policies.smolvla.network import SmolVLANetwork, SmolVLASizes
+
+Name = Literal["smolvla", "pi0", "pi05", "openvla_oft"]
+GIB = 2.0**30
+CAMERAS = {"smolvla": 2, "pi0": 3, "pi05": 3}  # those that are missing among them
+PROMPT = {"smolvla": 24, "pi0": 24, "pi05": 64}  # tokens; LIBERO's, with pi0.5's state
+EXECUTED = 5
+M_MMAP_THRESHOLD = -3  # glibc's number of this setting
+
+_GEMMA = {"heads": 8, "kv_heads": 1, "head_dim": 256}
+_LLAMA = {"heads": 15, "kv_heads": 5, "head_dim": 64}
+PI0 = Pi0Sizes(
+    vision=VisionSizes(width=1152, layers=27, heads=16, mlp=4304, patch=14, image=224),
+    language=DecoderSizes(2048, 18, 16384, **_GEMMA),
+    expert=DecoderSizes(1024, 18, 4096, **_GEMMA),
+    vocabulary=257152,
+    chunk=50,
+    state_dim=32,
+    action_dim=32,
+    adaptive=False,
+)
+SMOLVLA = SmolVLASizes(
+    vision=VisionSizes(width=768, layers=12, heads=12, mlp=3072, patch=16, image=512),
+    language=DecoderSizes(960, 16, 2560, **_LLAMA),
+    expert=DecoderSizes(720, 16, 2048, **_LLAMA),
+    shuffle=4,
+    self_attention_every=2,
+    vocabulary=49280,
+    chunk=50,
+    state_dim=32,
+    action_dim=32,
+)
+MIDDLE = replace(
+    SMOLVLA,
+    vision=replace(SMOLVLA.vision, layers=4, image=256),
+    language=replace(SMOLVLA.language, layers=8),
+    expert=replace(SMOLVLA.expert, layers=8),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A policy's network with what RIPT does with it.
+
+    Attributes:
+        module: The network.
+        learn: The passes of a micro-batch, forward and backward, from its number of decisions.
+        act: A batch of decisions, from its size.
+        prefix: Keys and values that a batch's expert needs, in bytes, from its size.
+        units: Parts that FSDP gathers one at a time.
+    """
+
+    module: nn.Module
+    learn: Callable[[int], None]
+    act: Callable[[int], None]
+    prefix: Callable[[int], int]
+    units: Sequence[nn.Module]
+
+
+def flow_model(
+    network: FlowNetwork, name: str, train: Trained, lora: LoraSizes | None, checkpointing: bool
+) -> Model:
+    """A flow-matching policy, as `FlowPolicy` prepares it."""
+    network.requires_grad_(train == "everything")
+    for part in network.expert_modules():
+        part.requires_grad_(True)
+    for part in network.idle_modules():
+        part.requires_grad_(False)
+    if lora is not None:
+        whole = [network] if train == "everything" else network.expert_modules()
+        inject(network, lora, layers_within(network, whole, lora.targets))
+        for part in network.expert_modules()[1:]:
+            part.requires_grad_(True)
+    network.gradient_checkpointing = checkpointing
+    side = network.sizes.vision.image  # type: ignore[attr-defined]
+    device = next(network.parameters()).device
+
+    def seen(batch: int) -> Seen:
+        cameras, words = CAMERAS[name], PROMPT[name]
+        return Seen(
+            torch.zeros(batch, cameras, 3, side, side, device=device),
+            torch.ones(batch, cameras, dtype=torch.bool, device=device),
+            torch.zeros(batch, words, dtype=torch.int64, device=device),
+            torch.ones(batch, words, dtype=torch.bool, device=device),
+            torch.zeros(batch, network.state_dim, device=device),
+        )
+
+    def velocity(prefix: Any, batch: int) -> torch.Tensor:
+        x = torch.zeros(batch, network.chunk, network.action_dim, device=device)
+        return network.velocity(prefix, x, torch.full((batch,), 0.5, device=device))[0]
+
+    def learn(batch: int) -> None:
+        with torch.set_grad_enabled(train == "everything"):
+            prefix = network.prefix(seen(batch))
+        velocity(prefix, batch)[:, :EXECUTED, :7].square().sum().backward()
+
+    @torch.no_grad()
+    def act(batch: int) -> None:
+        velocity(network.prefix(seen(batch)), batch)
+
+    @torch.no_grad()
+    def prefix(batch: int) -> int:
+        layers = network.prefix(seen(batch)).layers
+        return sum(each.nbytes for layer in layers for each in layer)
+
+    stacks = [network.stack.layers, network.expert.layers]
+    return Model(network, learn, act, prefix, [unit for stack in stacks for unit in stack])
+
+
+def openvla_model(lora: LoraSizes, checkpointing: bool) -> Model:
+    """OpenVLA-OFT with the reference's cached prompt, which needs no gradient."""
+    import openvla_oft
+
+    model = openvla_oft.build(OpenVLAConfig(), lora, "meta", "prefix_cache")
+    model.freeze_unused("prefix_cache")
+    model.scale_head.requires_grad_(False)
+    model.gradient_checkpointing = checkpointing
+
+    def inputs(batch: int) -> tuple[torch.Tensor, ...]:
+        return openvla_oft.made_up(model, batch, "meta")
+
+    text = model.config.text
+    per_token = 2 * 2 * text.num_hidden_layers * text.hidden_size  # keys and values, bfloat16
+    tokens = 2 * 256 + 1 + openvla_oft.PROMPT
+    return Model(
+        model,
+        lambda batch: openvla_oft.learn(model, inputs(batch), "prefix_cache"),
+        lambda batch: openvla_oft.act(model, inputs(batch), "prefix_cache"),
+        lambda batch: batch * tokens * per_token,
+        list(model.base.language_model.model.layers),
+    )
+
+
+def make(
+    policy: Name,
+    train: Trained,
+    lora: int | None,
+    checkpointing: bool,
+    precision: WeightPrecision,
+) -> Model:
+    """A policy at full size on the meta device."""
+    sizes = None if lora is None else LoraSizes(r=lora)
+    if policy == "openvla_oft":
+        return openvla_model(sizes or LoraSizes(), checkpointing)
+    with torch.device("meta"):
+        network: FlowNetwork
+        if policy == "smolvla":
+            network = SmolVLANetwork(SMOLVLA)
+        else:
+            network = Pi0Network(replace(PI0, adaptive=policy == "pi05"))
+        dtype = weight_dtypes(network, precision, {"train": train, "lora": sizes})
+        for name, parameter in network.named_parameters():
+            parameter.data = parameter.data.to(dtype(name))
+        return flow_model(network, policy, train, sizes, checkpointing)
+
+
+def size(parameters: Sequence[torch.Tensor]) -> int:
+    """Bytes."""
+    return sum(each.nbytes for each in parameters)
+
+
+@dataclass(frozen=True)
+class Resting:
+    """Bytes that a GPU holds from step to step.
+
+    Attributes:
+        weights: Of the policy.
+        gradients: Whole on every GPU, since they travel once per step; with DDP, a second time in
+            the buckets that it sends.
+        optimizer: Adam's two moments.
+        gathered: What FSDP2 adds while it learns: two layers, whole.
+        acting: What FSDP2 adds while it acts: the rest of the policy.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int = 0
+    acting: int = 0
+
+
+def resting(model: Model, gpus: int, strategy: str) -> Resting:
+    """What is there whatever the batch."""
+    parameters = list(model.module.parameters())
+    learning = [p for p in parameters if p.requires_grad]
+    weights, gradients = size(parameters), size(learning)
+    if strategy == "fsdp2" and gpus > 1:
+        largest = max(size(list(unit.parameters())) for unit in model.units)
+        share = weights // gpus
+        optimizer = 2 * gradients // gpus
+        return Resting(share, gradients, optimizer, 2 * largest, weights - share)
+    return Resting(weights, gradients * (2 if gpus > 1 else 1), 2 * gradients)
+
+
+def learning_peak(model: Model, batch: int) -> int:
+    """The most that a micro-batch takes beside what is resting."""
+    for parameter in model.module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    return peak_bytes(lambda: model.learn(batch))
+
+
+def report(model: Model, gpus: int, strategy: str, decisions: Sequence[int], acting: int) -> str:
+    """The table."""
+    rest = resting(model, gpus, strategy)
+    common = {
+        "weights": rest.weights,
+        "gradients": rest.gradients,
+        "optimizer": rest.optimizer,
+    }
+    if rest.gathered:
+        common["layers gathered"] = rest.gathered
+    rows = [[name, *(f"{value / GIB:.2f}" for _ in decisions)] for name, value in common.items()]
+    prefix = [model.prefix(batch) for batch in decisions]
+    peaks = [learning_peak(model, batch) for batch in decisions]
+    held = sum(common.values())
+    rows += [
+        ["keys and values of the prefix", *(f"{each / GIB:.2f}" for each in prefix)],
+        [
+            "activations and all else",
+            *(f"{(p - k) / GIB:.2f}" for p, k in zip(peaks, prefix, strict=True)),
+        ],
+        ["learning, in all", *(f"{(held + peak) / GIB:.1f}" for peak in peaks)],
+    ]
+    act = peak_bytes(lambda: model.act(acting))
+    total = rest.weights + rest.acting + rest.gradients + rest.optimizer + act
+    text = table(["GiB on each GPU, by decisions of a micro-batch", *map(str, decisions)], rows)
+    return f"{text}\n\nActing for {acting} environments at once: {total / GIB:.1f} GiB."
+
+
+def compared(checkpointing: bool, batches: Mapping[Trained, Sequence[int]]) -> str:
+    """What the meta device says of a middle-sized SmolVLA, and what a CPU takes."""
+    rows = []
+    for train, decisions in batches.items():
+        said, took = [], []
+        for batch in decisions:
+            for device, found in (("meta", said), ("cpu", took)):
+                with torch.device(device):
+                    network = SmolVLANetwork(MIDDLE)
+                model = flow_model(network, "smolvla", train, None, checkpointing)
+                if device == "meta":
+                    found.append(learning_peak(model, batch) / GIB)
+                else:
+                    found.append(cpu_peak(model, batch))
+        rows += [
+            [train, batch, f"{a:.3f}", f"{b:.3f}", f"{a / b - 1:+.1%}"]
+            for batch, a, b in zip(decisions, said, took, strict=True)
+        ]
+    return table(["learns", "decisions", "computed, GiB", "process, GiB", "off by"], rows)
+
+
+def cpu_peak(model: Model, batch: int) -> float:
+    """GiB by which the process grows at most while it learns from a micro-batch."""
+    libc = ctypes.CDLL("libc.so.6")
+    # Tensors get memory of their own, and give it back at once: no holes between others.
+    libc.mallopt(M_MMAP_THRESHOLD, 65536)
+    model.learn(1)  # what libraries allocate once; makes the gradients as well
+    libc.malloc_trim(0)
+    restart_peak()
+    before = memory_mib("self", "VmRSS")
+    model.learn(batch)
+    return (memory_mib("self", "VmHWM") - before) / 1024
+
+
+def main(
+    policy: Name = "smolvla",
+    gpus: int = 1,
+    strategy: Literal["ddp", "fsdp2"] = "ddp",
+    train: Trained = "expert",
+    lora: int | None = None,
+    checkpointing: bool = False,
+    precision: WeightPrecision = "bfloat16",
+    decisions: list[int] = [1, 8, 32],  # noqa: B006 (never changed)
+    environments: int = 16,
+    check: bool = False,
+) -> None:
+    """Prints the table.
+
+    Args:
+        policy: Which one.
+        gpus: GPUs of a run.
+        strategy: What they share.
+        train: Of flow-matching policies: what learns.
+        lora: Rank of an adapter; OpenVLA-OFT has one of 32 by default.
+        checkpointing: Whether activations are computed again in the backward pass.
+        precision: Of weights that do not learn.
+        decisions: Decisions of a micro-batch on a GPU.
+        environments: Environments that a GPU decides for at once.
+        check: Compare a middle size with a run on the CPU, instead.
+    """
+    if check:
+        print(compared(checkpointing, {"expert": [16, 32], "everything": [8, 16]}))
+        return
+    model = make(policy, train, lora, checkpointing, precision)
+    print(report(model, gpus, strategy, decisions, environments))
+
+
+if __name__ == "__main__":
+    auto_cli(main)

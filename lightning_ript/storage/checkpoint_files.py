@@ -1,0 +1,135 @@
+"""A run's checkpoints on the disk: each is put in place whole, and the last but one is kept."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from lightning_ript.storage.files import drafts_of, replacing
+
+LAST, PREVIOUS, UNREADABLE = "last.ckpt", "previous.ckpt", "unreadable.ckpt"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PAUSE = 10.0  # seconds between tries
+log = logging.getLogger(__name__)
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and puts it in place once it is on the disk.
+
+    So a process that is killed at any moment leaves a whole file. Of `last.ckpt`, the one before is
+    kept as `previous.ckpt`. No second copy is made in memory.
+
+    Args:
+        wait_minutes: How long to try again where the disk is full. Other processes wait as well, so
+            keep it below the time-out of their collectives (half an hour by default).
+    """
+
+    def __init__(self, wait_minutes: float = 0.0) -> None:
+        super().__init__()
+        if wait_minutes < 0:
+            raise ValueError(f"wait_minutes is {wait_minutes}; it must not be negative.")
+        self.wait_minutes = wait_minutes
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes a checkpoint.
+
+        Raises:
+            OSError: It cannot be written; what was there before is still there.
+        """
+        path, end = Path(path), time.monotonic() + 60 * self.wait_minutes
+        while True:
+            try:
+                _replace(checkpoint, path)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                kept = f"{path} of before is kept" if path.exists() else "there is none of before"
+                full = f"{path} could not be written: the disk is full or a quota is used up"
+                if time.monotonic() >= end:
+                    raise OSError(
+                        f"{full}, and {kept}. Make room, and start the same command again."
+                    ) from error
+                log.warning("%s, and %s. Trying again.", full, kept)
+                time.sleep(_PAUSE)
+            else:
+                return
+
+
+def _replace(checkpoint: dict[str, Any], path: Path) -> None:
+    for left in drafts_of(path):  # of a process that was killed
+        left.unlink(missing_ok=True)
+    with replacing(path, durable=True) as draft:
+        _write(checkpoint, draft)
+        if path.name == LAST and path.exists():
+            _keep(path, path.with_name(PREVIOUS))
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:
+        # Torch fails once more as it closes what it could not finish; the reason came before.
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__context__
+        raise reason or error from None
+
+
+def _keep(path: Path, as_: Path) -> None:
+    """Gives a file a second name; it is never without its first."""
+    link = as_.with_name(f".{as_.name}.{os.getpid()}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        os.replace(link, as_)
+    except OSError:  # no links on this file system: for a moment there is no `path`
+        os.replace(path, as_)
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from: `last.ckpt`, or `previous.ckpt` where it is no good.
+
+    An unreadable `last.ckpt` is set aside, and a warning says so.
+
+    Args:
+        folder: The run's checkpoints.
+
+    Returns:
+        None where there is none at all.
+
+    Raises:
+        ValueError: The only one is unreadable.
+    """
+    last, before, aside = (folder / name for name in (LAST, PREVIOUS, UNREADABLE))
+    if last.is_file() and not is_checkpoint(last):
+        with suppress(FileNotFoundError):  # another process of the run was faster
+            os.replace(last, aside)
+        if not is_checkpoint(before):
+            raise ValueError(
+                f"{last} could not be read as a checkpoint and is now {aside.name}; there is none "
+                "of before. Name another with --ckpt_path, or another --run_dir to begin anew."
+            )
+        log.warning("%s cannot be read as a checkpoint and is now %s.", last, aside.name)
+    if last.is_file():
+        return last
+    if is_checkpoint(before):
+        log.warning("There is no %s: going on from %s, the one before it.", last, before.name)
+        return before
+    return None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is whole, of the format that torch.save has written since 2020."""
+    return path.is_file() and is_zipfile(path)

@@ -1,0 +1,136 @@
+"""One command at a time in a run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+BEAT = 30.0  # seconds between signs of life
+SILENCE = 300.0  # seconds after which a holder on another machine is taken for dead
+_NAME = ".lock"
+
+
+class RunLock:
+    """Holds a run directory, by a file that no two processes can create, over NFS neither.
+
+    The file says who holds it. A holder on this machine is alive while its process is; one on
+    another, while it touches the file. A requeued SLURM job takes over from itself.
+
+    Args:
+        run_dir: The directory.
+        command: What is done there.
+
+    Raises:
+        BlockingIOError: Another command holds it; the sentence says which, where and since when.
+    """
+
+    held: ClassVar[list[RunLock]] = []
+
+    def __init__(self, run_dir: str | Path, command: str) -> None:
+        self.path = Path(run_dir) / _NAME
+        self._mine = json.dumps(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "process_started": _started(os.getpid()),
+                "job": os.environ.get("SLURM_JOB_ID"),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "command": command,
+            }
+        )
+        while not self._created():
+            holder = self._holder()
+            if holder is None:
+                continue  # it has just gone
+            if not self._is_stale(holder):
+                raise BlockingIOError(
+                    f"{self.path.parent} is in use: `{holder.get('command')}` runs there since "
+                    f"{holder.get('since')}, as process {holder.get('pid')} on "
+                    f"{holder.get('host')}. Wait for it, stop it, or choose another --run_dir."
+                )
+            with suppress(FileNotFoundError):
+                self.path.unlink()
+        self._over = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+        self.held.append(self)
+
+    @classmethod
+    def release_all(cls) -> None:
+        """Lets go of what this process holds."""
+        while cls.held:
+            cls.held.pop()._release()
+
+    def _release(self) -> None:
+        self._over.set()
+        with suppress(OSError):
+            if self.path.read_text() == self._mine:
+                self.path.unlink()
+
+    def _created(self) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_name(f"{_NAME}.{socket.gethostname()}.{os.getpid()}")
+        draft.write_text(self._mine)
+        try:
+            os.link(draft, self.path)  # whole at once, and only if there is none
+        except FileExistsError:
+            return False
+        except OSError:  # no links on this file system
+            return self._created_without_link()
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
+
+    def _created_without_link(self) -> bool:
+        try:
+            with self.path.open("x") as file:
+                file.write(self._mine)
+        except FileExistsError:
+            return False
+        return True
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {"host": "an unknown machine"}
+
+    def _is_stale(self, holder: dict[str, Any]) -> bool:
+        if holder.get("host") == socket.gethostname():
+            started = _started(int(holder.get("pid", -1)))
+            return started is None or started != holder.get("process_started")
+        if holder.get("job") is not None and holder["job"] == os.environ.get("SLURM_JOB_ID"):
+            return True
+        return self._age() > SILENCE
+
+    def _age(self) -> float:
+        """Seconds since the last sign of life, by the clock of the file system."""
+        probe = self.path.with_name(f"{_NAME}.now.{os.getpid()}")
+        try:
+            probe.write_text("")
+            return probe.stat().st_mtime - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            with suppress(OSError):
+                os.utime(self.path)
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks; None if there is none of that number."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
