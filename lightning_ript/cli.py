@@ -29,6 +29,7 @@ from lightning_ript.commands.errors import (
     one_sentence_errors,
 )
 from lightning_ript.commands.old_names import with_current_names
+from lightning_ript.console.surroundings import settle
 from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.policies.base import PolicyAdapter
@@ -326,6 +327,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    settle()
     # Lightning asks torch in a way that newer ones advise against, once a batch.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module=r"lightning\.")
     # It is intended: a policy is trained without dropout, as it acts.

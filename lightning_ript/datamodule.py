@@ -8,6 +8,7 @@ import time
 from argparse import ArgumentError
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
@@ -31,6 +32,8 @@ from lightning_ript.evaluation import (
 from lightning_ript.filtering import ContextQueue, Quota, make_queue
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.rollouts import Collection, acting, collect_groups
+from lightning_ript.storage.journal import Journal, fingerprint, label_of, remove_journals
+from lightning_ript.storage.run_directory import journals_path
 from lightning_ript.types import Context, Experience, Minibatch, Perturbation, Rollout, Task
 
 log = logging.getLogger(__name__)
@@ -303,6 +306,8 @@ class RolloutDataModule(L.LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Ends the simulators."""
         self._close()
+        if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
+            remove_journals(self._journals)
 
     def on_exception(self, exception: BaseException) -> None:
         """Ends the simulators."""
@@ -436,7 +441,33 @@ class RolloutDataModule(L.LightningDataModule):
                 on_rollout=on_rollout,
                 interrupt=self.check_sigterm,
                 forward_context=trainer.precision_plugin.forward_context,
+                journal=self._journal(iteration, first),
+                share=(trainer.global_rank, trainer.world_size),
             )
+
+    def _journal(self, iteration: int, first: int) -> Journal | None:
+        """Finished groups of this iteration, where there are checkpoints to go on from."""
+        trainer = self.trainer
+        assert trainer is not None
+        if not trainer.checkpoint_callbacks:
+            return None
+        weights = gather_objects(fingerprint(self.learner.policy.named_parameters()))
+        label = label_of(
+            iteration,
+            first,
+            self.seed,
+            self.rollouts_per_context,
+            self.init_object_noise,
+            self.environment.max_steps,
+            sorted(self.environment.describe().items()),
+            weights,
+        )
+        return Journal(self._journals, label, clean=trainer.is_global_zero)
+
+    @property
+    def _journals(self) -> Path:
+        assert self.trainer is not None
+        return journals_path(self.trainer.default_root_dir)
 
     def _context(self, n: int) -> Context:
         """The n-th training context."""

@@ -85,7 +85,7 @@ def run_evaluation(
             yield EpisodeRequest(context, 0, noise, film, keep_seen=looks)
 
     with (
-        acting(policy, num_workers, exploring=sampling),
+        acting(policy, num_workers, exploring=sampling, evaluating=True),
         closing(
             run_episodes(
                 policy,

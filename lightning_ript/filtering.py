@@ -79,7 +79,8 @@ class ContextQueue(ABC):
             number = self._take()
             if number >= self.first + self.limit:
                 return None
-            if not self._is_full(number):
+            # A journal may have told of it.
+            if self._result(number) is None and not self._is_full(number):
                 self._unfinished.add(number)
                 return number
         return None

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from lightning_ript.distributed.exchange import gather_objects
 from lightning_ript.distributed.sharding import gathered
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.filtering import ContextQueue, is_informative
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.scheduling import EpisodeRequest, GroupByGroup, Schedule
+from lightning_ript.storage.journal import Journal
 from lightning_ript.types import ChunkResult, Context, Observation, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,9 @@ class _Running:
 
 
 @contextmanager
-def acting(policy: PolicyAdapter, num_workers: int, exploring: bool = True) -> Iterator[None]:
+def acting(
+    policy: PolicyAdapter, num_workers: int, exploring: bool = True, evaluating: bool = False
+) -> Iterator[None]:
     """Puts the policy in evaluation mode, gathers it, and leaves the simulators their cores.
 
     Under FSDP every rank has to enter, but needs no other after that.
@@ -55,10 +59,11 @@ def acting(policy: PolicyAdapter, num_workers: int, exploring: bool = True) -> I
         policy: The policy.
         num_workers: Simulator processes, which want cores.
         exploring: See `PolicyAdapter`.
+        evaluating: See `PolicyAdapter`.
     """
     training, threads = policy.training, torch.get_num_threads()
     policy.eval()
-    policy.exploring = exploring
+    policy.exploring, policy.evaluating = exploring, evaluating
     # OpenMP's threads wait for each other by spinning: one too many, and a decision takes 20 times
     # as long.
     torch.set_num_threads(max(1, threads - num_workers))
@@ -67,7 +72,7 @@ def acting(policy: PolicyAdapter, num_workers: int, exploring: bool = True) -> I
             yield
     finally:
         torch.set_num_threads(threads)
-        policy.exploring = True
+        policy.exploring, policy.evaluating = True, False
         policy.train(training)
 
 
@@ -242,6 +247,8 @@ def collect_groups(
     on_rollout: Callable[[Rollout, ContextQueue], None] = lambda rollout, queue: None,
     interrupt: Callable[[], None] = lambda: None,
     forward_context: ForwardContext = nullcontext,
+    journal: Journal | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Collection:
     """Runs groups until enough were kept or no context is left.
 
@@ -258,6 +265,8 @@ def collect_groups(
         interrupt: Called after every finished episode and while waiting for others; raises to
             stop.
         forward_context: Makes the context that the policy decides in.
+        journal: Where finished groups are written to; what is there is not run again.
+        share: This rank and the number of ranks, who take over a journal's groups by turns.
     """
     finished: dict[int, list[Rollout]] = {}
     complete: dict[int, RolloutGroup] = {}
@@ -265,6 +274,16 @@ def collect_groups(
 
     def keeps(group: RolloutGroup) -> bool:
         return not dynamic_sampling or is_informative(group.rewards)
+
+    if journal is not None:
+        rank, ranks = share
+        for group in journal.read(context, lambda number: number % ranks == rank):
+            complete[group.context.index] = group
+            queue.report(group.context.index, keeps(group))
+        # Nobody begins a context that another rank has finished before.
+        taken_over = sum(gather_objects(len(complete)))
+        if taken_over and rank == 0:
+            log.info("%d groups of this iteration had been finished before.", taken_over)
 
     # However the loop ends, closing abandons what still runs.
     with closing(
@@ -280,6 +299,8 @@ def collect_groups(
                     rollout.context, tuple(sorted(finished.pop(n), key=lambda r: r.k))
                 )
                 complete[n] = group
+                if journal is not None:
+                    journal.write(group, keeps(group))
                 queue.report(n, keeps(group))
             on_rollout(rollout, queue)
             interrupt()

@@ -93,7 +93,7 @@ def test_a_damaged_file_is_made_anew(scene, left, caplog, tmp_path, monkeypatch)
 
 
 def test_without_a_cache_it_is_compiled_all_the_same(scene, caplog):
-    cache_folder().mkdir(parents=True)
+    cache_folder()
     (cache_folder() / "compiled").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         model = compiled.compiled_model(scene)

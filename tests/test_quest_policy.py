@@ -17,6 +17,7 @@ from lightning_ript.policies.quest import (
 )
 from lightning_ript.policies.quest.checkpoint import check_language
 from lightning_ript.policies.quest.language import hashed_embedding
+from lightning_ript.rollouts import acting
 from lightning_ript.types import Task
 
 TINY = QueSTConfig(
@@ -123,6 +124,16 @@ def test_a_decision_depends_on_its_own_noise_only():
     torch.testing.assert_close(alone.actions, together.actions[1:2], atol=1e-5, rtol=0)
     other, _ = decide(made, noise_seed=1)
     assert not torch.equal(other.record["indices"], together.record["indices"])
+
+
+def test_evaluations_may_sample_at_another_temperature():
+    warm = policy(temperature=1.0, evaluation_temperature=1e-3)
+    seen, noise = [observation(i) for i in range(6)], torch.rand(6, *warm.noise_shape)
+    likely = warm.act(seen, [TASK] * 6, None).record["indices"]
+    assert not torch.equal(warm.act(seen, [TASK] * 6, noise).record["indices"], likely)
+    with acting(warm, 1, evaluating=True):
+        assert torch.equal(warm.act(seen, [TASK] * 6, noise).record["indices"], likely)
+    assert not torch.equal(warm.act(seen, [TASK] * 6, noise).record["indices"], likely)
 
 
 def test_samples_follow_the_renormalized_top_k():
@@ -233,6 +244,7 @@ def test_bad_files_are_refused(tmp_path):
     [
         ({"executed_actions": 33}, "block has 32"),
         ({"top_k": 0}, "1000 skill tokens"),
+        ({"evaluation_temperature": 0}, "evaluation_temperature is 0"),
         ({"temperature": 0.0}, "above 0"),
         ({"score": "some"}, "must be 'full' or 'sampled'"),
     ],

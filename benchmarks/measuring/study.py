@@ -19,6 +19,7 @@ from lightning_ript.storage.evaluation_result import EvaluationResult
 from lightning_ript.storage.run_directory import evaluation_path, history_path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+QUEST = tuple(f"--config={CONFIGS}/quickstart/{name}.yaml" for name in ("ript", "policy"))
 
 
 class Study:
@@ -43,6 +44,24 @@ class Study:
         elif (found := json.loads(file.read_text())) != now:
             raise SystemExit(f"{out} holds runs of {found}, not of {now}: use another folder.")
 
+    def demonstrations(self, seed: int, count: int) -> Path:
+        """The scripted expert's demonstrations of each task, in a folder.
+
+        Args:
+            seed: Theirs.
+            count: Of each task.
+        """
+        files = self.out / "demonstrations" / f"seed{seed}"
+        command(
+            "collect-demos",
+            f"--config={CONFIGS}/quickstart/demos.yaml",
+            f"--tasks={self.tasks}",
+            f"--demos={count}",
+            f"--out={files}",
+            f"--seed={seed}",
+        )
+        return files
+
     def imitate(self, seed: int, collected: int, used: int, steps: int) -> Path:
         """Demonstrations, skill tokens and supervised fine-tuning.
 
@@ -55,15 +74,7 @@ class Study:
         Returns:
             The checkpoint.
         """
-        files = self.out / "demonstrations" / f"seed{seed}"
-        command(
-            "collect-demos",
-            f"--config={CONFIGS}/quickstart/demos.yaml",
-            f"--tasks={self.tasks}",
-            f"--demos={collected}",
-            f"--out={files}",
-            f"--seed={seed}",
-        )
+        files = self.demonstrations(seed, collected)
         folder = self.out / "supervised" / f"{used} demonstrations" / f"seed{seed}"
         last = Path("checkpoints", "last.ckpt")
         done = folder / "done"
@@ -98,30 +109,30 @@ class Study:
     def practise(
         self,
         folder: Path,
-        checkpoint: Path,
+        checkpoint: Path | None,
         seed: int,
         iterations: int,
         evaluate_every: int,
         settings: Sequence[str],
+        configs: Sequence[str] = QUEST,
         baseline: Path | None = None,
     ) -> None:
         """Evaluation of the start, then RIPT.
 
         Args:
             folder: The run directory.
-            checkpoint: What to start from.
+            checkpoint: What to start from; None where `settings` say it.
             seed: Of practice.
             iterations: Of RIPT.
             evaluate_every: So many of them.
             settings: Further arguments of `fit` and `validate`.
+            configs: Arguments that name the configs of loop and policy.
             baseline: A run that started from the same checkpoint, whose evaluation of it is taken.
         """
         arguments = [
             f"--config={CONFIGS}/quickstart/libero.yaml",
-            f"--config={CONFIGS}/quickstart/ript.yaml",
-            f"--config={CONFIGS}/quickstart/policy.yaml",
-            f"--model.init_args.policy.init_args.checkpoint={checkpoint}",
-            f"--model.init_args.scheduler.init_args.T_max={iterations}",
+            *configs,
+            *schedule(checkpoint, iterations),
             f"--data.init_args.environment.init_args.task_subset={self.tasks}",
             "--data.init_args.eval_videos=0",
             f"--data.init_args.seed={seed}",
@@ -142,6 +153,16 @@ class Study:
         if not done.exists():
             command("fit", *arguments)
             done.touch()
+
+
+def schedule(checkpoint: Path | None, iterations: int) -> list[str]:
+    """Arguments that name the checkpoint, and the end of the learning rate's schedule."""
+    if checkpoint is None:
+        return []
+    return [
+        f"--model.init_args.policy.init_args.checkpoint={checkpoint}",
+        f"--model.init_args.scheduler.init_args.T_max={iterations}",
+    ]
 
 
 def before_and_after(folder: Path) -> tuple[EvaluationResult, EvaluationResult]:

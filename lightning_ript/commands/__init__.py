@@ -46,6 +46,10 @@ def _sweep(arguments: list[str]) -> None:
     resolve_name("lightning_ript.commands.sweep:run_sweep")(arguments)
 
 
+def _submit(arguments: list[str]) -> None:
+    resolve_name("lightning_ript.commands.submit:submit")(arguments)
+
+
 def _compare(arguments: list[str]) -> None:
     from lightning_ript.commands.compare import compare
 
@@ -78,6 +82,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         _own("report", "commands.summary:report"),
         "summarize a run: success before and after, curve, videos",
     ),
+    "submit": (_submit, "hand a command to SLURM, as a job or as an array of them"),
     "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
     "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
 }

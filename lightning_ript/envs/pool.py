@@ -116,9 +116,10 @@ class EnvironmentPool:
         # One thread a worker: the parallelism is over workers, and software GL would otherwise
         # start a thread per core in each of them.
         self._variables = {
-            "OMP_NUM_THREADS": "1",
             "LP_NUM_THREADS": "1",
             **os.environ,
+            "OMP_NUM_THREADS": "1",  # what is set is for the trainer
+            "MPLBACKEND": "Agg",
             **spec.worker_variables(device),
         }
 

@@ -42,6 +42,7 @@ class PolicyAdapter(nn.Module, ABC):
             denoising starts. Evaluations then draw it from their seed and set `exploring` to
             false; other policies get none.
         exploring: Whether noise is also to make decisions differ from the most likely ones.
+        evaluating: Whether decisions are an evaluation's, of which nothing is learned.
         roundable: Whether all parameters may be rounded to half precision, as the trainer's
             `bf16-true` does.
     """
@@ -50,6 +51,7 @@ class PolicyAdapter(nn.Module, ABC):
     entry_points: tuple[str, ...] = ("act", "log_prob")
     needs_noise: bool = False
     exploring: bool = True
+    evaluating: bool = False
     roundable: bool = True
 
     @classmethod

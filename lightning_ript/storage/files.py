@@ -11,9 +11,21 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where the project keeps what it can make again: `$XDG_CACHE_HOME/lightning-ript`."""
+    """Where the project keeps what it can make again: `$XDG_CACHE_HOME/lightning-ript`.
+
+    Raises:
+        OSError: It cannot be made.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lightning-ript"
+    folder = Path(base).expanduser() / "lightning-ript"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{folder}, for what is made once and kept, cannot be written ({error.strerror}): set "
+            "XDG_CACHE_HOME to a folder that can."
+        ) from error
+    return folder
 
 
 @contextmanager

@@ -32,6 +32,11 @@ def history_path(run_dir: str | Path) -> Path:
     return Path(run_dir) / "history.json"
 
 
+def journals_path(run_dir: str | Path) -> Path:
+    """The folder of the iteration in progress."""
+    return Path(run_dir) / "checkpoints" / "journal"
+
+
 def finished_iterations(run_dir: str | Path) -> int:
     """Iterations in the history of a run; 0 where there is none that can be read."""
     try:

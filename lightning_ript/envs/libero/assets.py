@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lightning_ript.envs.libero.robosuite_import import import_robosuite
 from lightning_ript.envs.libero.suites import libero_root
 from lightning_ript.storage.files import cache_folder
 
@@ -141,6 +142,7 @@ def configure_libero(assets_path: Path) -> None:
         os.replace(draft.name, file)  # workers may write it at the same time
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
 
+    import_robosuite()
     import libero.libero
 
     libero.libero._assets_path_cache = str(assets_path)

@@ -64,8 +64,7 @@ def renderer() -> str:
         "print(*(GL.glGetString(n).decode() for n in (GL.GL_VENDOR, GL.GL_RENDERER, "
         "GL.GL_VERSION)), sep=', ')"
     )
-    environment = {**os.environ, "MUJOCO_GL": choose_backend(), **device_variables(0)}
-    environment["PYOPENGL_PLATFORM"] = environment["MUJOCO_GL"]
+    environment = {**os.environ, **drawing_variables(0)}
     try:
         asked = subprocess.run(
             [sys.executable, "-c", code],
@@ -93,6 +92,20 @@ def use_backend() -> None:
     if not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = backend
         log.info("MUJOCO_GL was not set; drawing with %s.", backend)
+
+
+def drawing_variables(device: int) -> dict[str, str]:
+    """What a worker has to find in its environment, whatever is set there for other programs.
+
+    Args:
+        device: As for `device_variables`.
+
+    Raises:
+        ValueError: As `device_variables`.
+    """
+    backend = choose_backend()
+    # MuJoCo refuses to draw where the second names another platform than the first.
+    return {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend, **device_variables(device)}
 
 
 def device_variables(device: int) -> dict[str, str]:

@@ -237,7 +237,7 @@ class LiberoSpec(EnvironmentSpec):
 
     def worker_variables(self, device: int) -> dict[str, str]:
         """Each rank's workers draw on its own GPU."""
-        return graphics.device_variables(device)
+        return graphics.drawing_variables(device)
 
     def make(self) -> Environment:
         """Builds the environment; this process must hold no torch, see the developers' guide."""

@@ -28,6 +28,8 @@ Probability = Literal["flow_sde", "flow_noise"]
 NoisySteps = Literal["one", "all"]
 Trained = Literal["expert", "everything"]
 WeightPrecision = Literal["float32", "bfloat16"]
+Density = tuple[Tensor, Tensor]
+"""Log-density and entropy of each number that counts, (N, executed, A) float64."""
 DEMONSTRATED_STATE = ("ee_pos", "ee_ori", "gripper_states")  # by the names in HDF5 files
 LEAST_DEVIATION, MOST_DEVIATION = 0.08, 0.16  # of Flow-Noise, piRL's numbers
 
@@ -247,31 +249,31 @@ class FlowPolicy(PolicyAdapter):
             normal = transitions.normal_noise(noise[:, 1:])
             normal = normal.unflatten(1, (-1, self.network.chunk, self.network.action_dim))
             x, draws = normal[:, 0], normal[:, 1:]
-        chain = [x]
+        chain, terms = [x], []
         for k in range(self.steps):
-            velocity, features = self._velocity(prefix, x, torch.full_like(step, k))
+            here = torch.full_like(step, k)
+            velocity, features = self._velocity(prefix, x, here)
+            mean, deviation = self._moments(x, velocity, features=features, step=here)
             after = transitions.plain_step(x, velocity, self.steps)
             if draws is not None and explore:
-                mean, deviation = self._moments(
-                    x, velocity, features=features, step=torch.full_like(step, k)
-                )
                 drawn = draws[:, k if self.all_noisy else 0].double()
                 noisy = (mean + deviation * drawn).float()
-                here = self.all_noisy | (step == k)[:, None, None]
-                after = torch.where(here, noisy, after)
+                after = torch.where(self.all_noisy | (step == k)[:, None, None], noisy, after)
+            terms.append(self._density(after, mean, deviation))
             chain.append(after)
             x = after
         whole = torch.stack(chain, dim=1)
         if self.all_noisy:
             record["chain"] = whole
+            density, _ = self._mean_of_all(x=whole[:, 0], terms=terms)
         else:
             rows = torch.arange(len(step), device=step.device)
             record |= {"step": step, "before": whole[rows, step], "after": whole[rows, step + 1]}
+            density = torch.stack([density for density, _ in terms], dim=1)[rows, step]
         normalized = self._executed(x)
         record["actions"] = normalized
-        # One pass of the expert more, but scored as `log_prob` will, so that ratios begin at 1.
-        log_probs, _ = self._score(prefix, record)
-        return Decisions(self.published.action.denormalize(normalized), record, log_probs)
+        actions = self.published.action.denormalize(normalized)
+        return Decisions(actions, record, transitions.tokens(density, self.ratio))
 
     def log_prob(self, record: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Scores the noisy transitions of N recorded decisions."""
@@ -452,23 +454,29 @@ class FlowPolicy(PolicyAdapter):
             return transitions.tokens(density, self.ratio), transitions.tokens(entropy, self.ratio)
         chain = record["chain"]
         terms = []
-        if self.noise_network is not None:
-            first = self._executed(chain[:, 0]).double()
-            one = torch.ones_like(first)
-            prior = transitions.log_density(first, torch.zeros_like(first), one)
-            terms.append((prior, transitions.entropy(one)))
         for k in range(self.steps):
             step = torch.full(chain.shape[:1], k, dtype=torch.int64, device=chain.device)
             terms.append(self._transition(prefix, chain[:, k], chain[:, k + 1], step))
-        density, entropy = (torch.stack(each).mean(0) for each in zip(*terms, strict=True))
+        density, entropy = self._mean_of_all(chain[:, 0], terms)
         return transitions.tokens(density, self.ratio), transitions.tokens(entropy, self.ratio)
 
-    def _transition(
-        self, prefix: Prefix, before: Tensor, after: Tensor, step: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Log-density and entropy of each number that counts of a step, (N, executed, A)."""
+    def _mean_of_all(self, x: Tensor, terms: Sequence[Density]) -> Density:
+        """Of all steps from x (N, H, D) on; in Flow-Noise, x itself counts as well."""
+        if self.noise_network is not None:
+            first = self._executed(x).double()
+            one = torch.ones_like(first)
+            prior = transitions.log_density(first, torch.zeros_like(first), one)
+            terms = [(prior, transitions.entropy(one)), *terms]
+        density, entropy = (torch.stack(each).mean(0) for each in zip(*terms, strict=True))
+        return density, entropy
+
+    def _transition(self, prefix: Prefix, before: Tensor, after: Tensor, step: Tensor) -> Density:
         velocity, features = self._velocity(prefix, before, step)
         mean, deviation = self._moments(before, velocity, features=features, step=step)
+        return self._density(after, mean, deviation)
+
+    def _density(self, after: Tensor, mean: Tensor, deviation: Tensor) -> Density:
+        """Of a step to `after`, all (N, H, D)."""
         deviation = deviation.expand_as(mean)
         mean, deviation, after = (self._executed(each) for each in (mean, deviation, after))
         return transitions.log_density(after, mean, deviation), transitions.entropy(deviation)

@@ -34,6 +34,7 @@ class QueSTPolicy(PolicyAdapter):
         executed_actions: Actions executed of each decoded block.
         top_k: Number of most likely skill tokens to sample from.
         temperature: Divides the logits when sampling.
+        evaluation_temperature: The same in evaluations that sample; by default `temperature`.
         score: Which distribution a sampled token's log-probability is of: `full`, the softmax over
             all tokens at temperature 1, as the reference has it; or `sampled`, the one it was drawn
             from: the `top_k` most likely tokens when it was drawn, at `temperature`.
@@ -56,6 +57,7 @@ class QueSTPolicy(PolicyAdapter):
         executed_actions: int = 8,
         top_k: int = 5,
         temperature: float = 1.0,
+        evaluation_temperature: float | None = None,
         score: Literal["full", "sampled"] = "full",
         language: str = "hashed",
     ) -> None:
@@ -70,14 +72,19 @@ class QueSTPolicy(PolicyAdapter):
                 f"top_k is {top_k}, but there are {sizes.vocab_size} skill tokens: choose between "
                 "1 and that"
             )
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be above 0")
+        for name, value in (
+            ("temperature", temperature),
+            ("evaluation_temperature", evaluation_temperature),
+        ):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
         if score not in ("full", "sampled"):
             raise ValueError(f"score is {score!r}; it must be 'full' or 'sampled'")
         self.checkpoint = checkpoint
         self.executed_actions = executed_actions
         self.top_k = top_k
         self.temperature = temperature
+        self.evaluation_temperature = evaluation_temperature
         self.score = score
         self.language = language
         self._embedding = task_embedding(language, sizes.language_dim)
@@ -131,9 +138,10 @@ class QueSTPolicy(PolicyAdapter):
         """Decides for B environments; actions (B, executed_actions, A) are not yet clipped."""
         context = self.encode_observations(observations, tasks)
         uniforms = None if noise is None else noise.to(self.device)
-        indices, logits = self.model.policy_prior.sample(
-            context, uniforms, self.top_k, self.temperature
-        )
+        temperature = self.temperature
+        if self.evaluating and self.evaluation_temperature is not None:
+            temperature = self.evaluation_temperature
+        indices, logits = self.model.policy_prior.sample(context, uniforms, self.top_k, temperature)
         record = {"context": context, "indices": indices}
         if self.score == "sampled":
             record["support"] = logits.topk(self.top_k, dim=-1).indices

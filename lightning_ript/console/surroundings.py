@@ -1,0 +1,36 @@
+"""What a user's environment says to other programs, and must not say to this one."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+def settle() -> None:
+    """Changes the variables of this process and of those that it starts.
+
+    - Pictures go to files, whatever a notebook draws with.
+    - Ranks without the address of their first process are left over from another program; believing
+      them, this one would write nothing, or wait for processes that nobody started.
+    - SLURM's variables of an allocation in whose shell a command was typed, without `srun`, are of
+      one process: Lightning would take it for a task, and look for its number.
+    """
+    os.environ["MPLBACKEND"] = "Agg"
+    left_over = [name for name in _RANKS if name in os.environ]
+    if left_over and "MASTER_ADDR" not in os.environ:
+        for name in left_over:
+            del os.environ[name]
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
+        log.warning(
+            "%s without MASTER_ADDR: left over from another program, and ignored.",
+            ", ".join(left_over),
+        )
+    if "SLURM_NTASKS" in os.environ and "SLURM_PROCID" not in os.environ:
+        del os.environ["SLURM_NTASKS"]
+        log.info("Inside a SLURM allocation, but not started by srun: running on this machine.")

@@ -1,0 +1,85 @@
+"""What is set for other programs does no harm."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from toy_runs import arguments, history
+
+from lightning_ript.console.surroundings import settle
+from lightning_ript.envs.libero import LiberoSpec
+from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.storage.files import cache_folder
+
+LEFT_OVER = {
+    "ranks of another program": {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"},
+    "a SLURM allocation": {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "mine"},
+    "a notebook's pictures": {"MPLBACKEND": "module://of_a_notebook"},
+    "no locale": {"LC_ALL": "C", "PYTHONUTF8": "0"},
+    "a seed of hashes": {"PYTHONHASHSEED": "1"},
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OVER)
+def test_a_run_is_the_same(what, tmp_path):
+    environment = {**os.environ, **LEFT_OVER[what]}
+    command = [sys.executable, "-m", "lightning_ript", *arguments(tmp_path, 1)]
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert len(history(tmp_path)) == 1
+    assert (tmp_path / "learning_curve.png").is_file()
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    said = "LOCAL_RANK, WORLD_SIZE without MASTER_ADDR: left over from another program"
+    assert (said in process.stderr) == (what == "ranks of another program")
+
+
+def test_ranks_of_our_own_stay(monkeypatch):
+    ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}
+    task = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+    for name, value in (ranks | task).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    settle()
+    assert rank_zero_only.rank == 1
+    assert {name: os.environ[name] for name in ranks | task} == ranks | task
+
+
+@pytest.mark.libero
+def test_workers_get_what_they_need(monkeypatch):
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "wayland")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("MPLBACKEND", "module://of_a_notebook")
+    spec = LiberoSpec(suite="libero_object", task_subset=[0], image_size=16, render="light")
+    (context, *_) = spec.test_contexts(spec.tasks()[0])
+    pool = EnvironmentPool(spec, 1)
+    try:
+        pool.reset(0, context)
+        ((_, observation),) = pool.wait()
+        assert observation["agentview_rgb"].any()
+        worker = f"/proc/{pool.processes[0].pid}/environ"
+        with open(worker) as file:
+            assert "OMP_NUM_THREADS=1" in file.read().split("\0")
+    finally:
+        pool.close()
+
+
+def test_robosuite_neither_logs_to_a_fixed_place_nor_advises():
+    code = (
+        "import logging; from lightning_ript.envs.libero.robosuite_import import import_robosuite;"
+        "import_robosuite(); import robosuite;"
+        "print([type(h).__name__ for h in logging.getLogger('robosuite_logs').handlers])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['_NoFile', 'StreamHandler']\n"
+    assert "macro" not in done.stderr
+
+
+def test_a_cache_that_cannot_be_is_said(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"cannot be written \(.*\): set XDG_CACHE_HOME"):
+        cache_folder()
