@@ -7,10 +7,6 @@ LOWEST ?= .venv-lowest
 SEED ?= 0
 RUN ?= runs/quickstart/seed$(SEED)
 
-# OpenMP's threads wait for each other by spinning, for long; where another program wants a core as
-# well, training is then several times as slow. This is as fast alone, and gives way soon.
-export GOMP_SPINCOUNT ?= 10000
-
 BIN := $(VENV)/bin
 RIPT := $(BIN)/lightning-ript
 QUICK := configs/quickstart

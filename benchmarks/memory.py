@@ -24,11 +24,17 @@ from measuring.processes import memory_mib, restart_peak
 from measuring.report import table
 from torch import nn
 
-from lightning_ript.policies.flow.adapter import Trained, WeightPrecision, weight_dtypes
+from lightning_ript.policies.flow.adapter import (
+    Trained,
+    WeightPrecision,
+    add_adapter,
+    freeze,
+    weight_dtypes,
+)
 from lightning_ript.policies.flow.decoder import DecoderSizes
 from lightning_ript.policies.flow.network import FlowNetwork, Seen
-from lightning_ript.policies.flow.vision import VisionSizes
-from lightning_ript.policies.lora import LoraSizes, inject, layers_within
+from lightning_ript.policies.flow.vision import VisionEncoder, VisionSizes
+from lightning_ript.policies.lora import LoraSizes
 from lightning_ript.policies.openvla_oft.config import OpenVLAConfig
 from lightning_ript.policies.pi0.network import Pi0Network, Pi0Sizes
 from lightning_ript.policies.smolvla.network import SmolVLANetwork, SmolVLASizes
@@ -94,16 +100,9 @@ def flow_model(
     network: FlowNetwork, name: str, train: Trained, lora: LoraSizes | None, checkpointing: bool
 ) -> Model:
     """A flow-matching policy, as `FlowPolicy` prepares it."""
-    network.requires_grad_(train == "everything")
-    for part in network.expert_modules():
-        part.requires_grad_(True)
-    for part in network.idle_modules():
-        part.requires_grad_(False)
+    freeze(network, train)
     if lora is not None:
-        whole = [network] if train == "everything" else network.expert_modules()
-        inject(network, lora, layers_within(network, whole, lora.targets))
-        for part in network.expert_modules()[1:]:
-            part.requires_grad_(True)
+        add_adapter(network, train, lora)
     network.gradient_checkpointing = checkpointing
     side = network.sizes.vision.image  # type: ignore[attr-defined]
     device = next(network.parameters()).device
@@ -136,8 +135,14 @@ def flow_model(
         layers = network.prefix(seen(batch)).layers
         return sum(each.nbytes for layer in layers for each in layer)
 
-    stacks = [network.stack.layers, network.expert.layers]
+    stacks = [vision_layers(network), network.stack.layers, network.expert.layers]
     return Model(network, learn, act, prefix, [unit for stack in stacks for unit in stack])
+
+
+def vision_layers(network: FlowNetwork) -> Any:
+    """Of the image encoder."""
+    (encoder,) = (module for module in network.modules() if isinstance(module, VisionEncoder))
+    return encoder.encoder.layers
 
 
 def openvla_model(lora: LoraSizes, checkpointing: bool) -> Model:
@@ -201,7 +206,7 @@ class Resting:
         gradients: Whole on every GPU, since they travel once per step; with DDP, a second time in
             the buckets that it sends.
         optimizer: Adam's two moments.
-        gathered: What FSDP2 adds while it learns: two layers, whole.
+        gathered: What FSDP2 adds while it learns: two layers, and what is in none, whole.
         acting: What FSDP2 adds while it acts: the rest of the policy.
     """
 
@@ -218,10 +223,10 @@ def resting(model: Model, gpus: int, strategy: str) -> Resting:
     learning = [p for p in parameters if p.requires_grad]
     weights, gradients = size(parameters), size(learning)
     if strategy == "fsdp2" and gpus > 1:
-        largest = max(size(list(unit.parameters())) for unit in model.units)
-        share = weights // gpus
-        optimizer = 2 * gradients // gpus
-        return Resting(share, gradients, optimizer, 2 * largest, weights - share)
+        units = [size(list(unit.parameters())) for unit in model.units]
+        share, others = weights // gpus, weights - sum(units)
+        gathered = (2 * max(units) + others) * (gpus - 1) // gpus
+        return Resting(share, gradients, 2 * gradients // gpus, gathered, weights - share)
     return Resting(weights, gradients * (2 if gpus > 1 else 1), 2 * gradients)
 
 
@@ -259,6 +264,52 @@ def report(model: Model, gpus: int, strategy: str, decisions: Sequence[int], act
     total = rest.weights + rest.acting + rest.gradients + rest.optimizer + act
     text = table(["GiB on each GPU, by decisions of a micro-batch", *map(str, decisions)], rows)
     return f"{text}\n\nActing for {acting} environments at once: {total / GIB:.1f} GiB."
+
+
+CASES: tuple[tuple[Name, dict[str, Any], int], ...] = (
+    ("smolvla", {}, 1),
+    ("smolvla", {"train": "everything", "checkpointing": True}, 1),
+    ("pi0", {}, 1),
+    ("pi0", {"train": "everything", "lora": 32, "checkpointing": True}, 1),
+    ("pi0", {"train": "everything", "checkpointing": True}, 4),
+    ("pi05", {}, 1),
+    ("pi05", {"train": "everything", "lora": 32, "checkpointing": True}, 1),
+    ("openvla_oft", {"lora": 32, "checkpointing": True}, 1),
+    ("openvla_oft", {"lora": 32, "checkpointing": True}, 4),
+)
+CARDS = (24, 48, 80)
+CONTEXT = 1.5  # GiB for the CUDA context and fragmentation
+
+
+def overview() -> str:
+    """What fits where: 8 decisions of a micro-batch, 16 environments."""
+    rows = []
+    for policy, settings, gpus in CASES:
+        chosen = {"train": "expert", "lora": None, "checkpointing": False, **settings}
+        model = make(policy, precision=precision_of(chosen), **chosen)
+        rest = resting(model, gpus, "fsdp2" if gpus > 1 else "ddp")
+        held = rest.weights + rest.gradients + rest.optimizer
+        learning = (held + rest.gathered + learning_peak(model, 8)) / GIB
+        acting = (held + rest.acting + peak_bytes(lambda m=model: m.act(16))) / GIB
+        least = max(learning, acting) + CONTEXT
+        card = next((f"{size} GB" for size in CARDS if least < size / 1.074), "more than 80 GB")
+        learns = " ".join(
+            [
+                "LoRA of" if chosen["lora"] else "",
+                "all layers" if policy == "openvla_oft" else str(chosen["train"]),
+            ]
+        ).strip()
+        rows.append(
+            [policy, learns, gpus, f"{held / GIB:.1f}", f"{learning:.1f}", f"{acting:.1f}", card]
+        )
+    header = ["policy", "what learns", "GPUs", "held", "learning", "acting", "fits"]
+    return table(header, rows)
+
+
+def precision_of(settings: Mapping[str, Any]) -> WeightPrecision:
+    """Half precision, where some weights do not learn."""
+    whole = settings["train"] == "everything" and settings["lora"] is None
+    return "float32" if whole else "bfloat16"
 
 
 def compared(checkpointing: bool, batches: Mapping[Trained, Sequence[int]]) -> str:
@@ -302,10 +353,11 @@ def main(
     train: Trained = "expert",
     lora: int | None = None,
     checkpointing: bool = False,
-    precision: WeightPrecision = "bfloat16",
+    precision: WeightPrecision | None = None,
     decisions: list[int] = [1, 8, 32],  # noqa: B006 (never changed)
     environments: int = 16,
     check: bool = False,
+    overview_only: bool = False,
 ) -> None:
     """Prints the table.
 
@@ -316,14 +368,19 @@ def main(
         train: Of flow-matching policies: what learns.
         lora: Rank of an adapter; OpenVLA-OFT has one of 32 by default.
         checkpointing: Whether activations are computed again in the backward pass.
-        precision: Of weights that do not learn.
+        precision: Of weights that do not learn; bfloat16 by default, if there are any.
         decisions: Decisions of a micro-batch on a GPU.
         environments: Environments that a GPU decides for at once.
+        overview_only: Print what fits on GPUs of 24, 48 and 80 GB, as in the docs.
         check: Compare a middle size with a run on the CPU, instead.
     """
     if check:
         print(compared(checkpointing, {"expert": [16, 32], "everything": [8, 16]}))
         return
+    if overview_only:
+        print(overview())
+        return
+    precision = precision or precision_of({"train": train, "lora": lora})
     model = make(policy, train, lora, checkpointing, precision)
     print(report(model, gpus, strategy, decisions, environments))
 

@@ -26,5 +26,12 @@ Everything that serves the loop has a room of its own:
     callbacks    what watches a run
     commands     the program's other commands
 
-Nothing is imported here: simulator workers import this package and must not load torch.
+Nothing of it is imported here: simulator workers import this package and must not load torch.
 """
+
+import os
+
+# OpenMP's threads wait for each other by spinning, for long; where another program wants a core as
+# well, training is then several times as slow. This is as fast alone, and gives way soon. It counts
+# only if it is set before torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")

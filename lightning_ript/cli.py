@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
@@ -42,7 +43,10 @@ from lightning_ript.storage.hub import is_on_hub, local_file
 from lightning_ript.storage.run_directory import finished_iterations
 from lightning_ript.storage.run_lock import RunLock
 
+log = logging.getLogger(__name__)
+
 _CHECKPOINTS = "checkpoints"
+TINY = 100_000  # parameters
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -93,7 +97,7 @@ class RIPTCLI(LightningCLI):
         settings = self.config[self.config.subcommand]
         settings.run_dir = expanded(settings.run_dir)
         check_run_dir(Path(settings.run_dir))
-        if not getattr(rank_zero_only, "rank", 0):  # of other processes, the first one holds it
+        if is_first_process():
             RunLock(settings.run_dir, f"lightning-ript {self.config.subcommand}")
         if self.config.subcommand == "fit" and settings.ckpt_path is None:
             settings.ckpt_path = self._to_resume(settings.run_dir)
@@ -103,8 +107,11 @@ class RIPTCLI(LightningCLI):
 
     def _to_resume(self, run_dir: str) -> str | None:
         """The checkpoint of an earlier start of the same command, None if there was none."""
-        found = checkpoint_to_resume(Path(run_dir, _CHECKPOINTS))
-        if found is None and (done := finished_iterations(run_dir)):
+        found = checkpoint_to_resume(Path(run_dir, _CHECKPOINTS), set_aside=is_first_process())
+        done = finished_iterations(run_dir) if found is None else 0
+        if done == 1:  # it may have been killed before its first checkpoint
+            log.warning("%s has one iteration and no checkpoint: it is begun again.", run_dir)
+        elif done:
             raise ValueError(
                 f"{run_dir} holds {done} finished iterations, but no checkpoint to go on from: "
                 "name one with --ckpt_path, or another --run_dir to begin anew."
@@ -186,9 +193,10 @@ class RIPTCLI(LightningCLI):
         return [] if best_by is None or given else [BestCheckpoint(folder, *best_by)]
 
     def before_fit(self) -> None:
-        """Says which checkpoint is resumed."""
+        """Says which checkpoint is resumed, and settles how many threads learn."""
+        use_few_threads(self.model)
         if self._settings.ckpt_path is not None:
-            logging.getLogger(__name__).info("Resuming %s", self._settings.ckpt_path)
+            log.info("Resuming %s", self._settings.ckpt_path)
 
     def before_validate(self) -> None:
         """Lets the policy load a checkpoint in a format of its own, which Lightning cannot read."""
@@ -214,6 +222,22 @@ class RIPTCLI(LightningCLI):
                 "name a file."
             )
         return place
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of a run, whoever started the others."""
+    return not getattr(rank_zero_only, "rank", 0) and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def use_few_threads(module: torch.nn.Module) -> None:
+    """Lets a tiny policy learn in one thread.
+
+    That is no slower, and on a shared machine threads would wait for one another longer than they
+    compute. The number is the same on every machine, so that results repeat bit for bit.
+    """
+    size = sum(parameter.numel() for parameter in module.parameters())
+    if size < TINY and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def _fill_in(settings: Namespace, inferred: Mapping[str, Any]) -> None:
@@ -256,7 +280,7 @@ def check_checkpoint(place: str, setting: str, command: str) -> str:
         raise FileNotFoundError(f"{setting} names {place}, which does not exist.")
     if not is_checkpoint(path):
         raise ValueError(
-            f"{place} is damaged, no checkpoint, or one in torch's format of before 2020: name "
+            f"{place} is damaged, no checkpoint, or in the format that torch had before 2020: name "
             "another."
         )
     return str(path)

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from gymnasium import spaces
 from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -111,6 +112,9 @@ class RolloutDataModule(L.LightningDataModule):
             task name, e.g. `{pick_up_the_milk_and_place_it_in_the_basket: 5}`, and none of others.
             Drawing a frame in every control step makes these episodes much slower.
         seed: Seed of contexts, action noise and shuffling.
+        journal: Keep finished groups of the iteration in progress on the disk, beside the
+            checkpoints, so that a killed run does not run them again. Without effect where no
+            command line tells all settings, since groups of other settings would not fit.
 
     Raises:
         ValueError: If a setting makes no sense.
@@ -135,6 +139,7 @@ class RolloutDataModule(L.LightningDataModule):
         eval_sampling: bool = True,
         eval_videos: int | dict[str, int] = 0,
         seed: int = 0,
+        journal: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= init_object_noise < math.inf:
@@ -186,6 +191,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.eval_sampling = eval_sampling
         self.eval_videos = eval_videos
         self.seed = seed
+        self.journal = journal
         self._next_context = 0
         self._iteration = -1  # the one that `_batches` are of
         self._batches: Sized = ()
@@ -350,6 +356,8 @@ class RolloutDataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         # Not `trainer.current_epoch`, which is one less when a resumed run first asks for data.
+        if trainer.should_stop:
+            return iter(())  # e.g. the time of an earlier start was all there was
         progress: Any = trainer.fit_loop.epoch_progress.current
         iteration: int = progress.processed
         max_epochs = trainer.max_epochs
@@ -446,23 +454,33 @@ class RolloutDataModule(L.LightningDataModule):
             )
 
     def _journal(self, iteration: int, first: int) -> Journal | None:
-        """Finished groups of this iteration, where there are checkpoints to go on from."""
+        """The finished groups of this iteration, where there are checkpoints to go on from."""
         trainer = self.trainer
         assert trainer is not None
         if not trainer.checkpoint_callbacks:
             return None
-        weights = gather_objects(fingerprint(self.learner.policy.named_parameters()))
-        label = label_of(
-            iteration,
-            first,
-            self.seed,
-            self.rollouts_per_context,
-            self.init_object_noise,
-            self.environment.max_steps,
-            sorted(self.environment.describe().items()),
-            weights,
-        )
+        settings = self._told_settings()
+        if not self.journal or settings is None:
+            return None
+        label = ""
+        if trainer.is_global_zero:
+            weights = fingerprint(self.learner.policy.named_parameters())
+            label = label_of(iteration, first, settings, weights)
+        label = gather_objects(label)[0]
         return Journal(self._journals, label, clean=trainer.is_global_zero)
+
+    def _told_settings(self) -> str | None:
+        """All settings of model and data but those that change no rollout; None where not known."""
+        assert self.trainer is not None
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        saved = [each for each in callbacks if isinstance(each, SaveConfigCallback)]
+        if not saved:
+            return None
+        settings = saved[0].config.as_dict()
+        data = {**settings.get("data", {}).get("init_args", {})}
+        for name in ("num_workers", "hang_seconds", "eval_videos", "journal"):
+            data.pop(name, None)
+        return repr((settings.get("model"), data, self.trainer.precision))
 
     @property
     def _journals(self) -> Path:
@@ -518,6 +536,7 @@ def summed_statistics(collection: Collection, seconds: float) -> dict[str, float
     mine = {
         "successes": collection.successes,
         "episodes": collection.episodes,
+        "run_before": collection.run_before,
         "steps": collection.steps,
         "kept_groups": len(collection.groups),
         "dropped_groups": len(collection.dropped),
@@ -532,6 +551,6 @@ def summed_statistics(collection: Collection, seconds: float) -> dict[str, float
         "rollout/groups_kept": total["kept_groups"],
         "rollout/groups_dropped": total["dropped_groups"],
         "rollout/episode_length": total["steps"] / max(1, total["episodes"]),
-        "rollout/episodes_per_second": total["episodes"] / seconds,
+        "rollout/episodes_per_second": (total["episodes"] - total["run_before"]) / seconds,
         "time/collecting": seconds,
     }

@@ -224,6 +224,7 @@ class Collection:
         episodes: Finished episodes.
         steps: Control steps of the finished episodes.
         next_context: Number of the first context the next iteration takes.
+        run_before: Those of the finished episodes that a journal held.
     """
 
     groups: tuple[RolloutGroup, ...]
@@ -232,6 +233,7 @@ class Collection:
     episodes: int
     steps: int
     next_context: int
+    run_before: int = 0
 
 
 def collect_groups(
@@ -269,6 +271,7 @@ def collect_groups(
         share: This rank and the number of ranks, who take over a journal's groups by turns.
     """
     finished: dict[int, list[Rollout]] = {}
+    run_before: set[int] = set()
     complete: dict[int, RolloutGroup] = {}
     schedule = GroupByGroup(queue, context, rollouts_per_context, seed)
 
@@ -279,8 +282,11 @@ def collect_groups(
         rank, ranks = share
         for group in journal.read(context, lambda number: number % ranks == rank):
             complete[group.context.index] = group
+            run_before.add(group.context.index)
             queue.report(group.context.index, keeps(group))
-        # Nobody begins a context that another rank has finished before.
+        # Nobody begins a context that another rank has finished before. The store answers this
+        # rank only when it has heard all of the above.
+        queue.enough()
         taken_over = sum(gather_objects(len(complete)))
         if taken_over and rank == 0:
             log.info("%d groups of this iteration had been finished before.", taken_over)
@@ -299,8 +305,8 @@ def collect_groups(
                     rollout.context, tuple(sorted(finished.pop(n), key=lambda r: r.k))
                 )
                 complete[n] = group
-                if journal is not None:
-                    journal.write(group, keeps(group))
+                if journal is not None and not journal.write(group, keeps(group)):
+                    journal = None
                 queue.report(n, keeps(group))
             on_rollout(rollout, queue)
             interrupt()
@@ -321,4 +327,5 @@ def collect_groups(
         episodes=len(everything),
         steps=sum(rollout.steps for rollout in everything),
         next_context=end,
+        run_before=sum(len(group.rollouts) for n, group in used.items() if n in run_before),
     )

@@ -129,3 +129,43 @@ def test_wrong_settings_are_refused(arguments, reason):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert reason in done.stderr.splitlines()[-1]
+
+
+def script(name, *arguments):
+    command = [sys.executable, ROOT / "benchmarks" / name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def numbers(table):
+    """The first number of each row."""
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    return {row[0].strip(): float(row[1]) for row in rows[2:]}
+
+
+def test_memory_is_computed():
+    found = {
+        way: numbers(script("memory.py", "--decisions=[1]", "--environments=1", *more))
+        for way, more in {
+            "expert": [],
+            "everything": ["--train=everything", "--precision=float32"],
+            "lora": ["--lora=4"],
+            "sharded": ["--gpus=4", "--strategy=fsdp2"],
+        }.items()
+    }
+    for each in found.values():
+        total = each.pop("learning, in all")
+        assert abs(sum(each.values()) - total) < 0.1
+        assert abs(each["optimizer"] - 2 * each["gradients"]) < 0.1 or each is found["sharded"]
+    # 450 M parameters, of which 350 M are frozen and of half precision.
+    assert 0.9 < found["expert"]["weights"] < 1.0
+    assert 1.6 < found["everything"]["weights"] < 1.75
+    assert found["lora"]["gradients"] < 0.1 < found["expert"]["gradients"]
+    assert found["sharded"]["weights"] < 0.3 * found["expert"]["weights"]
+
+
+def test_kills_change_nothing(tmp_path):
+    printed = script("kills.py", "--kills=4", f"--out={tmp_path}")
+    assert "bit for bit" in printed
+    assert (tmp_path / "killed" / "history.json").is_file()

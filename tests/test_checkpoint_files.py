@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,14 +77,14 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path):
     WholeCheckpointIO().save_checkpoint({"number": 1}, last)
     said = saving(last, 1_000_000, limit=100_000).communicate()[1].splitlines()[-1]
     assert said == (
-        f"OSError: {last} could not be written: the disk is full or a quota is used up, and {last} "
-        "of before is kept. Make room, and start the same command again."
+        f"OSError: {last} could not be written: the disk is full or a quota is used up, and the "
+        "earlier one is kept. Make room, and start the same command again."
     )
     assert number(last) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     other = tmp_path / "best.ckpt"
     said = saving(other, 1_000_000, limit=100_000).communicate()[1]
-    assert "there is none of before" in said
+    assert "there is no earlier one" in said
 
 
 def test_waiting_for_room(tmp_path, monkeypatch, caplog):
@@ -124,13 +125,40 @@ def test_what_is_resumed(tmp_path, caplog):
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])
     assert checkpoint_to_resume(tmp_path) == before
-    assert "cannot be read as a checkpoint and is now unreadable.ckpt" in caplog.text
-    assert "going on from previous.ckpt" in caplog.text
+    assert "is no whole checkpoint and is now unreadable.ckpt" in caplog.text
+    assert f"Going on from {before}, the one before last.ckpt" in caplog.text
+    assert checkpoint_to_resume(tmp_path) == before
     assert (tmp_path / "unreadable.ckpt").stat().st_size == len(whole) // 2
     before.unlink()
     last.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is now unreadable\.ckpt; there is none of before"):
-        checkpoint_to_resume(tmp_path)
+    for _ in range(2):  # the next start does not begin anew either
+        with pytest.raises(ValueError, match=r"last\.ckpt is no whole checkpoint, and there is no"):
+            checkpoint_to_resume(tmp_path)
+    assert last.exists()
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_set_aside(tmp_path, monkeypatch):
+    last = tmp_path / "last.ckpt"
+    for content in range(2):
+        WholeCheckpointIO().save_checkpoint({"number": content}, last)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        with pytest.raises(PermissionError):
+            checkpoint_to_resume(tmp_path)
+    assert checkpoint_to_resume(tmp_path) == last
+
+
+def test_only_one_process_sets_aside(tmp_path):
+    last = tmp_path / "last.ckpt"
+    for content in range(2):
+        WholeCheckpointIO().save_checkpoint({"number": content}, last)
+    last.write_bytes(b"")
+    assert checkpoint_to_resume(tmp_path, set_aside=False) == tmp_path / "previous.ckpt"
+    assert last.exists()
 
 
 def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
@@ -173,13 +201,21 @@ def test_a_model_checkpoint_of_ones_own_takes_nothing_away(three, tmp_path):
 
 
 def test_a_run_without_checkpoint_is_not_begun_anew(tmp_path, capsys):
-    fit(tmp_path, 1)
-    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    fit(tmp_path, 2)
+    shutil.rmtree(tmp_path / "checkpoints")
     before = history(tmp_path)
     with pytest.raises(SystemExit):
-        fit(tmp_path, 2)
-    assert "holds 1 finished iterations, but no checkpoint" in capsys.readouterr().err
+        fit(tmp_path, 3)
+    assert "holds 2 finished iterations, but no checkpoint" in capsys.readouterr().err
     assert history(tmp_path) == before
+
+
+def test_a_run_that_died_before_its_first_checkpoint(three, tmp_path, caplog):
+    fit(tmp_path, 1)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert_same_state(fit(tmp_path, 3), three[0])
+    assert "has one iteration and no checkpoint: it is begun again" in caplog.text
+    assert [entry["iteration"] for entry in history(tmp_path)] == [1, 2, 3]
 
 
 def test_optimizer_steps_do_not_end_ript(tmp_path, capsys):
@@ -228,7 +264,7 @@ def test_two_commands_on_one_run_directory(tmp_path, capsys):
     with pytest.raises(SystemExit):
         fit(tmp_path, 1)
     said = capsys.readouterr().err
-    assert "`lightning-ript fit` runs there since 20" in said
+    assert "`lightning-ript fit` has been running there since 20" in said
     assert f"as process {process.pid} on {os.uname().nodename}" in said
     # A closed terminal stops it as SIGTERM does; nothing has to be cleared away.
     while not (tmp_path / "checkpoints" / "last.ckpt").exists():
@@ -248,13 +284,15 @@ def test_two_commands_on_one_run_directory(tmp_path, capsys):
     [
         ({}, False),
         ({"pid": 2**22 + 1}, True),
+        ({"machine": "elsewhere", "job": "77", "restarts": "0"}, False),  # another task of the job
         ({"process_started": "1"}, True),  # another process has the number by now
-        ({"host": "elsewhere"}, False),
-        ({"host": "elsewhere", "job": "77"}, True),
+        ({"machine": "elsewhere"}, False),
+        ({"machine": "elsewhere", "job": "77", "restarts": "1"}, True),
     ],
 )
 def test_locks_that_a_dead_process_left(change, stale, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     RunLock(tmp_path, "first")
     RunLock.held[0]._over.set()
     RunLock.held.clear()
@@ -264,7 +302,7 @@ def test_locks_that_a_dead_process_left(change, stale, tmp_path, monkeypatch):
     if stale:
         RunLock(tmp_path, "second")
     else:
-        with pytest.raises(BlockingIOError, match="`first` runs there since"):
+        with pytest.raises(BlockingIOError, match="`first` has been running there since"):
             RunLock(tmp_path, "second")
         if change:  # silent for long
             then = time.time() - run_lock.SILENCE - 1
@@ -272,6 +310,20 @@ def test_locks_that_a_dead_process_left(change, stale, tmp_path, monkeypatch):
             RunLock(tmp_path, "second")
     RunLock.release_all()
     assert not [p for p in tmp_path.iterdir() if stale or change]
+
+
+def test_who_was_taken_over_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "BEAT", 0.02)
+    stopped = []
+    monkeypatch.setattr(run_lock.os, "kill", lambda *arguments: stopped.append(arguments))
+    RunLock(tmp_path, "fit")
+    (tmp_path / ".lock").write_text("{}")
+    until = time.monotonic() + 10
+    while not stopped and time.monotonic() < until:
+        time.sleep(0.01)
+    assert stopped == [(os.getpid(), signal.SIGTERM)]
+    RunLock.release_all()
+    assert (tmp_path / ".lock").read_text() == "{}"
 
 
 def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):

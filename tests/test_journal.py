@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 
 import pytest
 import torch
@@ -54,6 +55,13 @@ def test_groups_come_back(tmp_path, caplog):
     assert "its group is run again" in caplog.text
 
 
+def test_a_journal_that_cannot_be_written_ends_nothing(tmp_path, caplog):
+    (tmp_path / "this").write_text("in the way")
+    journal = Journal(tmp_path, "this", clean=False)
+    assert not journal.write(group(4, [1, 0]), True)
+    assert "if this run is killed, its iteration begins again" in caplog.text
+
+
 def test_what_is_known_is_not_handed_out():
     queue = LocalQueue(first=10, wanted=3, limit=8)
     queue.report(11, True)
@@ -71,6 +79,9 @@ def test_a_label_tells_weights_apart():
     assert first == label_of(1, fingerprint(one.named_parameters()))
     assert first != label_of(2, fingerprint(one.named_parameters()))
     assert first != label_of(1, fingerprint(other.named_parameters()))
+    with torch.no_grad():
+        one.weight[0, 0] = torch.nextafter(one.weight[0, 0], torch.tensor(9.0))
+    assert first != label_of(1, fingerprint(one.named_parameters()))
     one.requires_grad_(False)
     assert not fingerprint(one.named_parameters())
 
@@ -105,3 +116,15 @@ def test_a_killed_run_goes_on_within_its_iteration(killed, caplog):
         for name in ("rollout/success_rate", "rollout/groups_kept", "rollout/groups_dropped"):
             assert entry["metrics"][name] == other["metrics"][name]
     assert not (folder / "checkpoints" / "journal").exists()
+
+
+@pytest.mark.parametrize(
+    "more", [["--data.init_args.init_object_noise=0.1"], ["--data.journal=false"]]
+)
+def test_groups_of_other_settings_are_not_taken_over(killed, more, tmp_path, caplog):
+    folder, settings, _, _ = killed
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "journal").mkdir(exist_ok=True)
+    with caplog.at_level(logging.INFO):
+        fit(tmp_path / "run", 2, *settings, *more)
+    assert "had been finished before" not in caplog.text

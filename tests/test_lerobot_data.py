@@ -189,7 +189,7 @@ def test_other_names(videos):
     seen = data(videos, lerobot_features=named).training[3]["images"]["eye_in_hand_rgb"]
     assert np.array_equal(seen, shown("video", 0, 3, 0)[:, ::-1])
     for wrong in ({"eye_in_hand_rgb": "nothing"}, {"wrist": "camera"}):
-        with pytest.raises(ValueError, match="lerobot_features says"):
+        with pytest.raises(ValueError, match="lerobot_features maps"):
             data(videos, lerobot_features=wrong)
 
 
@@ -263,7 +263,7 @@ def test_bad_datasets_are_refused(kind, damage, said, tmp_path, monkeypatch):
     damage(folder)
     with pytest.raises(ValueError, match=said):
         data(folder, in_memory=True)
-    assert not list(tmp_path.glob("cache/lightning-ript/pictures/*"))
+    assert not list(tmp_path.glob("cache/lightning-ript/pictures/*.arrow"))
 
 
 def test_a_video_that_ends_early(videos):

@@ -32,7 +32,7 @@ def cluster(tmp_path, monkeypatch):
 def test_every_gpu_gets_a_process(cluster):
     subprocess.run(["bash", SCRIPT, "fit", "--config", "a.yaml"], check=True, timeout=30)
     assert cluster.read_text() == (
-        "srun lightning-ript fit --trainer.strategy ddp --config a.yaml "
+        "srun --kill-on-bad-exit=1 lightning-ript fit --trainer.strategy ddp --config a.yaml "
         "--trainer.accelerator gpu --trainer.devices 4 --trainer.num_nodes 2\n"
     )
 
@@ -44,7 +44,7 @@ def test_every_gpu_gets_a_process(cluster):
 def test_a_config_may_name_another_strategy(cluster, capsys, more, strategy):
     files = ["--config=configs/toy.yaml", *more]
     subprocess.run(["bash", SCRIPT, "fit", *files], check=True, timeout=30)
-    arguments = cluster.read_text().split()[2:]
+    arguments = cluster.read_text().split()[3:]
     with pytest.raises(SystemExit):
         main([*arguments, "--print_config"])
     trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
@@ -61,7 +61,7 @@ def test_simulators_get_the_cores_of_their_rank(cluster, monkeypatch):
 
 def test_other_commands_get_no_trainer(cluster):
     subprocess.run(["bash", SCRIPT, "collect-demos"], check=True, timeout=30)
-    assert cluster.read_text() == "srun lightning-ript collect-demos\n"
+    assert cluster.read_text() == "srun --kill-on-bad-exit=1 lightning-ript collect-demos\n"
 
 
 def test_a_failed_run_fails_the_job(cluster, monkeypatch):

@@ -43,7 +43,7 @@ def test_a_job_is_submitted(cluster, tmp_path, capsys):
     options = [x for x in (run / "submit.sbatch").read_text().splitlines() if "#SBATCH" in x]
     for option in (
         *("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--partition=gpu", "--requeue"),
-        *("--cpus-per-task=16", "--time=24:00:00", f"--output={run}/slurm-%j.out"),
+        *("--cpus-per-task=16", "--time=24:00:00", f'--output="{run}/slurm-%j.out"'),
     ):
         assert f"#SBATCH {option}" in options
 
@@ -54,7 +54,8 @@ def test_what_the_script_starts(cluster, tmp_path, monkeypatch):
     assert not cluster.exists()
     subprocess.run(["bash", run / "submit.sbatch"], check=True, timeout=30)
     assert cluster.read_text().splitlines() == [
-        *("srun", sys.executable, "-m", "lightning_ript", "fit", "--trainer.strategy", "ddp"),
+        *("srun", "--kill-on-bad-exit=1", sys.executable, "-m", "lightning_ript", "fit"),
+        *("--trainer.strategy", "ddp"),
         *("--config", "configs/toy.yaml", "--run_dir", str(run), "--data.seed=3"),
         *("--trainer.devices", "2", "--trainer.num_nodes", "1", "--trainer.accelerator", "gpu"),
     ]
@@ -76,13 +77,18 @@ def test_an_array(cluster, tmp_path, capsys, monkeypatch):
     assert said[-4:] == ["--trainer.devices", "1", "--trainer.num_nodes", "1"]
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED by 0"])
 @pytest.mark.parametrize("signal", ["USR1", "TERM"])
-def test_a_job_that_has_to_go_is_queued_again(cluster, tmp_path, signal, monkeypatch):
+def test_a_job_that_has_to_go_is_queued_again(cluster, tmp_path, signal, state, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "42")
+    with (tmp_path / "bin" / "scontrol").open("a") as program:
+        program.write(f"echo JobState={state}\n")
     script = batch_script(TOY, Job(), tmp_path)
     (tmp_path / "bin" / "srun").write_text(f"#!/bin/bash\nkill -{signal} $PPID\nsleep 2\n")
     subprocess.run(["bash", "-c", script], check=False, timeout=30)
-    assert cluster.read_text().split() == ["scontrol", "requeue", "42"]
+    said = cluster.read_text().split()
+    assert said[:4] == ["scontrol", "show", "job", "42"]
+    assert said[4:] == (["scontrol", "requeue", "42"] if state == "RUNNING" else [])
 
 
 def test_where_the_script_goes(tmp_path, monkeypatch):
@@ -104,6 +110,7 @@ def test_where_the_script_goes(tmp_path, monkeypatch):
         (["--over=seed=1,2", *TOY], "{seed} is nowhere in the command"),
         ([*TOY, "--data.nothing=1"], "Option 'nothing' is not accepted"),
         (["--gpu_count=4", *TOY], "gpu_count"),
+        ([*TOY, "--ckpt_path=README.md"], "ckpt_path is README.md, from which the job would start"),
     ],
 )
 def test_bad_jobs_are_refused_before_they_queue(cluster, arguments, said, capsys):
@@ -126,3 +133,20 @@ def test_without_slurm_the_script_is_written(tmp_path, monkeypatch, capsys):
         submit("--gpus-per-node=0", *TOY, f"--run_dir={tmp_path}/run")
     assert "There is no sbatch on this machine" in capsys.readouterr().err
     assert (tmp_path / "run" / "submit.sbatch").is_file()
+
+
+def test_names_of_commands_may_be_values(cluster, tmp_path):
+    run = tmp_path / "a 50% run"
+    submit("--account", "report", "--gpus-per-node=0", *TOY, f"--run_dir={run}")
+    script = (run / "submit.sbatch").read_text()
+    assert "#SBATCH --account=report" in script
+    assert "#SBATCH --job-name=a_50__run" in script
+    assert f'#SBATCH --output="{tmp_path}/a 50%% run/slurm-%j.out"' in script
+
+
+def test_other_commands_run_once(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    submit("--gpus-per-node=4", "collect-demos", "--out={}")
+    (script,) = tmp_path.rglob("submit.sbatch")
+    assert "--ntasks-per-node=1" in script.read_text()
+    assert "'--out={}'" in script.read_text()

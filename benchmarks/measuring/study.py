@@ -7,7 +7,6 @@ it was interrupted; what is finished is not run again.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -182,8 +181,4 @@ def command(*arguments: str) -> None:
     Raises:
         subprocess.CalledProcessError: If it fails.
     """
-    # As in the Makefile: OpenMP's threads are not to spin where simulators want the cores.
-    environment = {"GOMP_SPINCOUNT": "10000"} | dict(os.environ)
-    subprocess.run(
-        [sys.executable, "-m", "lightning_ript", *arguments], check=True, env=environment
-    )
+    subprocess.run([sys.executable, "-m", "lightning_ript", *arguments], check=True)

@@ -75,13 +75,12 @@ def submit(arguments: list[str]) -> None:
 
     Raises:
         FileNotFoundError: There is no sbatch.
-        ValueError: The command is none, or wrong.
+        ValueError: There is no command, or something is wrong with it.
         SystemExit: sbatch refuses the job.
     """
     from lightning_ript.commands import COMMANDS
 
-    known = {*LIGHTNING, *COMMANDS} - {"submit"}
-    place = next((i for i, argument in enumerate(arguments) if argument in known), None)
+    place = _place(arguments, {*LIGHTNING, *COMMANDS} - {"submit"})
     parser = CommandParser(prog="lightning-ript submit", usage=USAGE, description=submit.__doc__)
     parser.add_class_arguments(Job, as_group=False)
     settings = parser.parse_args([_hyphens(each) for each in arguments[:place]])
@@ -117,7 +116,8 @@ def check(command: Sequence[str], job: Job) -> None:
     """Refuses here what the job would refuse after its time in the queue.
 
     Raises:
-        ValueError: Nothing in the command takes a value, or a name in it takes none.
+        ValueError: No argument has the name that `over` gives values to, or the job would not go
+            on from its own checkpoints.
         SystemExit: A setting is wrong; it has been said.
     """
     name, values = job.values
@@ -128,13 +128,20 @@ def check(command: Sequence[str], job: Job) -> None:
     from lightning_ript.cli import RIPTCLI, run_lightning
 
     for value in values or [""]:
-        filled = [argument.replace(f"{{{name}}}", value) for argument in command]
+        filled = [a.replace(f"{{{name}}}", value) if name else a for a in command]
+        printed = io.StringIO()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(printed):
                 run_lightning(RIPTCLI, [*filled, "--print_config"])
         except SystemExit as ended:
             if ended.code:
                 raise
+        found = yaml.safe_load(printed.getvalue())
+        if command[0] == "fit" and found.get("ckpt_path"):
+            raise ValueError(
+                f"ckpt_path is {found['ckpt_path']}, from which the job would start again whenever "
+                "it is requeued: leave it out, and the job goes on from the run's own checkpoint."
+            )
 
 
 def run_folder(command: Sequence[str]) -> Path:
@@ -150,7 +157,7 @@ def run_folder(command: Sequence[str]) -> Path:
             found = value
         elif name in ("--config", "-c"):
             content = yaml.safe_load(Path(value).read_text()) if Path(value).is_file() else None
-            found = (content or {}).get("run_dir", found)
+            found = content.get("run_dir", found) if isinstance(content, dict) else found
     found = os.path.expandvars(os.path.expanduser(found))
     return Path(found.partition("{")[0].rpartition("/")[0] or "." if "{" in found else found)
 
@@ -158,17 +165,19 @@ def run_folder(command: Sequence[str]) -> Path:
 def batch_script(command: Sequence[str], job: Job, folder: Path) -> str:
     """The script, which can also be submitted by hand."""
     name, values = job.values
+    output = str(folder.resolve()).replace("%", "%%")
+    tasks = max(1, job.gpus_per_node) if command[0] in (*LIGHTNING, "sweep") else 1
     options = [
-        f"--job-name={folder.name or 'lightning-ript'}",
+        f"--job-name={re.sub(r'[^A-Za-z0-9_.-]', '_', folder.name) or 'lightning-ript'}",
         f"--nodes={job.nodes}",
-        f"--ntasks-per-node={max(1, job.gpus_per_node)}",
+        f"--ntasks-per-node={tasks}",
         *([f"--gpus-per-node={job.gpus_per_node}"] if job.gpus_per_node else []),
         f"--cpus-per-task={job.cpus_per_task}",
         f"--time={job.time}",
         *([f"--partition={job.partition}"] if job.partition else []),
         *([f"--account={job.account}"] if job.account else []),
         *([f"--array=0-{len(values) - 1}"] if values else []),
-        f"--output={folder.resolve() / LOGS.format('%A_%a' if values else '%j')}",
+        f'--output="{output}/{LOGS.format("%A_%a" if values else "%j")}"',
         "--open-mode=append",
         "--requeue",
         "--signal=B:USR1@120",
@@ -183,14 +192,29 @@ def batch_script(command: Sequence[str], job: Job, folder: Path) -> str:
         "# Since SLURM 22.05 srun does not take it over from sbatch.",
         f"export SRUN_CPUS_PER_TASK={job.cpus_per_task}",
         "# Before the time is over, and when others need the machines: the run goes on later.",
-        "again() { echo 'queueing again'; scontrol requeue \"$SLURM_JOB_ID\"; }",
+        "again() {",
+        '  if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then return; fi',
+        "  echo 'queueing again'",
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        "}",
         "trap again USR1 TERM",
         "",
         "# In the background: bash runs a trap only between commands or while it waits.",
-        f"srun {_typed(command, job, name)} &",
+        f"srun --kill-on-bad-exit=1 {_typed(command, job, name)} &",
         "wait $!",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _place(arguments: Sequence[str], known: set[str]) -> int | None:
+    """Where the command begins: the first argument of a known name that is no option's value."""
+    is_value = False
+    for place, argument in enumerate(arguments):
+        if not is_value and argument in known:
+            return place
+        is_option = argument.startswith("--") and "=" not in argument
+        is_value = is_option and _hyphens(argument) == _hyphens(argument).partition("=")[0]
+    return None
 
 
 def _typed(command: Sequence[str], job: Job, name: str) -> str:

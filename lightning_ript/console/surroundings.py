@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
@@ -18,15 +19,15 @@ def settle() -> None:
     - Pictures go to files, whatever a notebook draws with.
     - Ranks without the address of their first process are left over from another program; believing
       them, this one would write nothing, or wait for processes that nobody started.
-    - SLURM's variables of an allocation in whose shell a command was typed, without `srun`, are of
-      one process: Lightning would take it for a task, and look for its number.
+    - In the shell of a SLURM allocation a command that is typed without `srun` is one process.
+      Lightning would take it for a task of the job, and fail to find its number.
     """
     os.environ["MPLBACKEND"] = "Agg"
     left_over = [name for name in _RANKS if name in os.environ]
     if left_over and "MASTER_ADDR" not in os.environ:
         for name in left_over:
             del os.environ[name]
-        rank_zero_only.rank = 0  # type: ignore[attr-defined]
+        rank_zero_only.rank = _get_rank() or 0  # type: ignore[attr-defined]
         log.warning(
             "%s without MASTER_ADDR: left over from another program, and ignored.",
             ", ".join(left_over),

@@ -132,7 +132,8 @@ class DemonstrationDataModule(L.LightningDataModule):
         try:
             first = next(iter(settings["files"]), "")
             if is_lerobot(first):
-                return LeRobotDataset(first, settings.get("lerobot_features")).spaces()
+                names = settings.get("lerobot_features")
+                return LeRobotDataset(first, names, parts=()).spaces()
             return spaces_in(find_files(settings["files"], tasks)[0])
         except (OSError, ValueError):
             return None
@@ -199,7 +200,13 @@ class DemonstrationDataModule(L.LightningDataModule):
         if files or not datasets:
             found += hdf5_tasks(files, self.tasks)
         for place in datasets:
-            dataset = LeRobotDataset(place, self.lerobot_features, self.lerobot_turned)
+            blind = self.reading.only_actions or self.reading.cameras == ()
+            dataset = LeRobotDataset(
+                place,
+                self.lerobot_features,
+                self.lerobot_turned,
+                parts=("data",) if blind else ("data", "videos"),
+            )
             found += dataset.by_task(self.tasks)
         return found
 

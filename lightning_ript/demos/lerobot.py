@@ -7,6 +7,7 @@ says which rows of the tables and which seconds of the videos are an episode; fi
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -48,6 +49,7 @@ NAMES = {
 STATE = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
 """What `state` holds, one after the other: metres, a rotation vector in radians, metres."""
 _VERSION = "v3."
+log = logging.getLogger(__name__)
 
 
 def is_lerobot(place: str | Path) -> bool:
@@ -63,8 +65,8 @@ class LeRobotDemonstration:
         num_samples: Its steps.
         videos: By camera: the file, and the seconds of the first and of each further picture.
         tables: By camera: the file, and the row of the first picture.
-        turned: Whether pictures are turned by 180 degrees against what the simulator renders, which
-            is upside down; so they are upright and mirrored.
+        turned: Whether pictures are rotated by 180 degrees relative to the simulator's upside-down
+            renderings, that is upright but mirrored.
     """
 
     num_samples: int
@@ -123,6 +125,7 @@ class LeRobotDataset:
         place: Its folder, or `hf://owner/name`, which is downloaded.
         names: Features by our names, where they are not among `NAMES`.
         turned: As `LeRobotDemonstration` has it.
+        parts: Folders to download of a dataset on the hub, beside `meta`.
 
     Raises:
         ImportError: What reads it is not installed.
@@ -131,10 +134,14 @@ class LeRobotDataset:
     """
 
     def __init__(
-        self, place: str | Path, names: Mapping[str, str] | None = None, turned: bool = True
+        self,
+        place: str | Path,
+        names: Mapping[str, str] | None = None,
+        turned: bool = True,
+        parts: Sequence[str] = ("data", "videos"),
     ) -> None:
         _need_libraries()
-        self.folder = local_dataset(place)
+        self.folder = local_dataset(place, [f"{part}/**" for part in ("meta", *parts)])
         self.turned = turned
         self._numbers: tuple[Path, pyarrow.Table] | None = None  # of the last file
         try:
@@ -160,8 +167,9 @@ class LeRobotDataset:
         for ours, theirs in given.items():
             if ours not in NAMES or theirs not in self.features:
                 raise ValueError(
-                    f"lerobot_features says {ours}: {theirs}, but {self.folder} has "
-                    f"{', '.join(self.features)}, and ours are {', '.join(NAMES)}."
+                    f"lerobot_features maps {ours} to {theirs}: the key must be one of "
+                    f"{', '.join(NAMES)}, the value one of the features of {self.folder}, "
+                    f"{', '.join(self.features)}."
                 )
         found = dict(given)
         for ours, candidates in NAMES.items():
@@ -172,7 +180,11 @@ class LeRobotDataset:
             if ours not in found:
                 continue
             shape = self.features[found[ours]]["shape"]
-            if len(shape) != 1 or length not in (None, shape[0]):
+            if len(shape) != 1:
+                raise ValueError(
+                    f"{found[ours]} of {self.folder} has the shape {shape}, not one dimension."
+                )
+            if length not in (None, shape[0]):
                 raise ValueError(
                     f"{found[ours]} of {self.folder} has the shape {shape}; of LIBERO's robot it "
                     f"has {length} numbers: position, rotation vector and two fingers."
@@ -228,25 +240,38 @@ class LeRobotDataset:
         Args:
             wanted: The tasks that are wanted; None for all that are there.
 
+        Tasks that share an instruction, as some of LIBERO-90's do, cannot be told apart: their
+        episodes come once, together.
+
         Raises:
             FileNotFoundError: A wanted task has no episode.
             ValueError: `meta/episodes` is damaged.
         """
         episodes: dict[str, list[Mapping[str, Any]]] = {}
+        texts: dict[str, str] = {}
         for episode in self._episodes():
-            episodes.setdefault(episode["tasks"][0], []).append(episode)
+            text = episode["tasks"][0]
+            texts.setdefault(_plain(text), text)
+            episodes.setdefault(_plain(text), []).append(episode)
         if wanted is None:
-            return [LeRobotTask(self, text, text, found) for text, found in episodes.items()]
-        spelled = {_plain(text): text for text in episodes}
-        missing = [task.language for task in wanted if _plain(task.language) not in spelled]
+            return [LeRobotTask(self, texts[k], texts[k], found) for k, found in episodes.items()]
+        missing = [task.language for task in wanted if _plain(task.language) not in episodes]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise FileNotFoundError(
                 f"{self.folder} holds no episode of '{missing[0]}'{more}: choose fewer tasks or "
                 "another dataset"
             )
-        texts = [(spelled[_plain(task.language)], task.language) for task in wanted]
-        return [LeRobotTask(self, text, ours, episodes[text]) for text, ours in texts]
+        ours = {_plain(task.language): task.language for task in wanted}
+        if len(ours) < len(wanted):
+            log.warning(
+                "%d of %d tasks share an instruction with another: %s does not tell their "
+                "episodes apart.",
+                len(wanted) - len(ours),
+                len(wanted),
+                self.folder,
+            )
+        return [LeRobotTask(self, texts[k], said, episodes[k]) for k, said in ours.items()]
 
     def _episodes(self) -> Iterator[dict[str, Any]]:
         files = sorted((self.folder / "meta" / "episodes").glob("*/*.parquet"))
@@ -383,6 +408,6 @@ def _need_libraries() -> None:
     missing = [name for name in ("av", "pyarrow") if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"LeRobot's datasets need {' and '.join(missing)}: "
-            "pip install 'lightning-ript[lerobot]'"
+            f"LeRobot's datasets need {' and '.join(missing)}: pip install -e '.[lerobot]' in the "
+            "clone"
         )

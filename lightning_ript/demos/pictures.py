@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from lightning_ript.storage.files import cache_folder, replacing
+from lightning_ript.storage.hub import first_line
 
-AHEAD = 1.0  # seconds that are decoded on from where the last picture was, instead of sought
+AHEAD = 1.0  # up to so many seconds ahead, decoding goes on instead of seeking
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+log = logging.getLogger(__name__)
 
 
 class VideoFile:
@@ -116,21 +122,31 @@ def unpacked(file: Path, camera: str, feature: str) -> Path:
     text = f"{file.resolve()} {seen.st_size} {seen.st_mtime_ns} {feature} {camera}"
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
     path = cache_folder() / "pictures" / f"{name}.arrow"
-    if path.is_file():
-        return path
     schema = pyarrow.schema([(camera, pyarrow.binary())])
-    with (
-        explained(file),
-        replacing(path) as draft,
-        parquet.ParquetFile(file) as table,
-        ipc.new_file(str(draft), schema) as writer,
-    ):
-        for batch in table.iter_batches(columns=[f"{feature}.bytes"], batch_size=256):
-            pictures = batch.column(0).field("bytes").cast(pyarrow.binary())
-            if pictures.null_count:
-                raise ValueError("its pictures are not in it")
-            writer.write_batch(pyarrow.record_batch([pictures], schema=schema))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The other processes of a run wait instead of writing the same.
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_file():
+            return path
+        log.info("Copying the pictures of %s to %s, where they can be read one by one", file, path)
+        with (
+            explained(file),
+            replacing(path) as draft,
+            parquet.ParquetFile(file) as table,
+            ipc.new_file(str(draft), schema) as writer,
+        ):
+            _copy(table, f"{feature}.bytes", schema, writer)
     return path
+
+
+def _copy(table: Any, column: str, schema: Any, writer: Any) -> None:
+    import pyarrow
+
+    for batch in table.iter_batches(columns=[column], batch_size=256):
+        pictures = batch.column(0).field("bytes").cast(pyarrow.binary())
+        if pictures.null_count:
+            raise ValueError("its pictures are not in it")
+        writer.write_batch(pyarrow.record_batch([pictures], schema=schema))
 
 
 @contextmanager
@@ -143,5 +159,10 @@ def explained(file: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file} is missing: download the dataset again.") from error
     except (ArrowException, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise OSError(
+                f"The pictures of {file} could not be copied to {cache_folder()} ({reason}): set "
+                "XDG_CACHE_HOME to a folder with room."
+            ) from error
         raise ValueError(f"{file} is damaged or not as LeRobot writes it: {reason}.") from error

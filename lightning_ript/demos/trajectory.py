@@ -66,8 +66,7 @@ class Trajectory:
         steps: The numbers of their observations in the file, (T,) int64.
         cameras: The pictures that are wanted, by their names.
         arrays: `actions` (T, action_dim) float32; if observations are wanted, proprioception
-            (T, width) float32; and if pictures are to be in memory as well, they, (T, H, W, 3)
-            uint8 and upright.
+            (T, width) float32; and, with `in_memory`, the pictures (T, H, W, 3) uint8, upright.
     """
 
     demonstration: StoredDemonstration

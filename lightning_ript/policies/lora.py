@@ -108,9 +108,7 @@ class LoraSizes:
         try:
             from peft import LoraConfig
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "LoRA is PEFT's: pip install -e '.[openvla]' in the clone"
-            ) from error
+            raise ModuleNotFoundError("LoRA needs the library peft: pip install peft") from error
         return LoraConfig(
             r=self.r,
             # PEFT's type is an integer, its arithmetic is not.

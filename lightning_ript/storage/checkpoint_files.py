@@ -47,6 +47,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: It cannot be written; what was there before is still there.
         """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         path, end = Path(path), time.monotonic() + 60 * self.wait_minutes
         while True:
             try:
@@ -54,7 +57,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
-                kept = f"{path} of before is kept" if path.exists() else "there is none of before"
+                kept = "the earlier one is kept" if path.exists() else "there is no earlier one"
                 full = f"{path} could not be written: the disk is full or a quota is used up"
                 if time.monotonic() >= end:
                     raise OSError(
@@ -67,18 +70,21 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def _replace(checkpoint: dict[str, Any], path: Path) -> None:
-    for left in drafts_of(path):  # of a process that was killed
+    previous = path.with_name(PREVIOUS)
+    for left in (*drafts_of(path), *drafts_of(previous)):  # of a process that was killed
         left.unlink(missing_ok=True)
     with replacing(path, durable=True) as draft:
         _write(checkpoint, draft)
         if path.name == LAST and path.exists():
-            _keep(path, path.with_name(PREVIOUS))
+            _keep(path, previous)
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     try:
         with path.open("wb") as file:
             torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
     except RuntimeError as error:
         # Torch fails once more as it closes what it could not finish; the reason came before.
         reason: BaseException | None = error
@@ -89,47 +95,56 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 def _keep(path: Path, as_: Path) -> None:
     """Gives a file a second name; it is never without its first."""
-    link = as_.with_name(f".{as_.name}.{os.getpid()}")
+    if as_.exists() and path.samefile(as_):
+        return
+    link = as_.with_name(f".{as_.stem}.{os.getpid()}{as_.suffix}")
     try:
-        link.unlink(missing_ok=True)
         os.link(path, link)
         os.replace(link, as_)
     except OSError:  # no links on this file system: for a moment there is no `path`
         os.replace(path, as_)
 
 
-def checkpoint_to_resume(folder: Path) -> Path | None:
+def checkpoint_to_resume(folder: Path, set_aside: bool = True) -> Path | None:
     """The checkpoint that a run goes on from: `last.ckpt`, or `previous.ckpt` where it is no good.
-
-    An unreadable `last.ckpt` is set aside, and a warning says so.
 
     Args:
         folder: The run's checkpoints.
+        set_aside: Whether to rename an unreadable `last.ckpt`; one process of a run does it.
 
     Returns:
         None where there is none at all.
 
     Raises:
+        OSError: A checkpoint may not be read.
         ValueError: The only one is unreadable.
     """
     last, before, aside = (folder / name for name in (LAST, PREVIOUS, UNREADABLE))
-    if last.is_file() and not is_checkpoint(last):
-        with suppress(FileNotFoundError):  # another process of the run was faster
-            os.replace(last, aside)
-        if not is_checkpoint(before):
-            raise ValueError(
-                f"{last} could not be read as a checkpoint and is now {aside.name}; there is none "
-                "of before. Name another with --ckpt_path, or another --run_dir to begin anew."
-            )
-        log.warning("%s cannot be read as a checkpoint and is now %s.", last, aside.name)
-    if last.is_file():
+    if is_checkpoint(last):
         return last
-    if is_checkpoint(before):
-        log.warning("There is no %s: going on from %s, the one before it.", last, before.name)
-        return before
-    return None
+    if not is_checkpoint(before):
+        if last.exists() or aside.exists():
+            raise ValueError(
+                f"{last if last.exists() else aside} is no whole checkpoint, and there is no "
+                "earlier one: name another with --ckpt_path, or another --run_dir to begin anew."
+            )
+        return None
+    if last.exists() and set_aside:
+        with suppress(FileNotFoundError):
+            os.replace(last, aside)
+        log.warning("%s is no whole checkpoint and is now %s.", last, aside.name)
+    log.warning("Going on from %s, the one before %s.", before, last.name)
+    return before
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is whole, of the format that torch.save has written since 2020."""
-    return path.is_file() and is_zipfile(path)
+    """Whether a file is there and whole, of the format that torch.save has written since 2020.
+
+    Raises:
+        OSError: It may not be read, or not at the moment.
+    """
+    try:
+        with path.open("rb") as file:
+            return is_zipfile(file)
+    except FileNotFoundError:
+        return False

@@ -22,8 +22,8 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"{folder}, for what is made once and kept, cannot be written ({error.strerror}): set "
-            "XDG_CACHE_HOME to a folder that can."
+            f"The cache folder {folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME "
+            "to a folder that can."
         ) from error
     return folder
 

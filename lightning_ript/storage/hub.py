@@ -84,12 +84,13 @@ def local_folder(place: str | Path, patterns: Sequence[str]) -> Path:
     return Path(path) / below
 
 
-def local_dataset(place: str | Path) -> Path:
-    """Where a whole dataset lies on this machine, after downloading it if it is the hub's.
+def local_dataset(place: str | Path, patterns: Sequence[str] | None = None) -> Path:
+    """Where a dataset lies on this machine, after downloading it if it is the hub's.
 
     Args:
         place: A folder, or `hf://owner/name` or `hf://datasets/owner/name`, with `@revision` after
             it for one. A folder need not exist.
+        patterns: Names of the files needed; all by default.
 
     Raises:
         ValueError: The address is malformed.
@@ -106,9 +107,13 @@ def local_dataset(place: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     with explained(f"the dataset {place}"):
-        return Path(
-            snapshot_download(address["repo"], revision=address["revision"], repo_type="dataset")
+        found = snapshot_download(
+            address["repo"],
+            revision=address["revision"],
+            repo_type="dataset",
+            allow_patterns=None if patterns is None else list(patterns),
         )
+        return Path(found)
 
 
 @contextmanager

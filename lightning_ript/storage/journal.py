@@ -35,8 +35,12 @@ class Journal:
                 if other != self.folder:
                     shutil.rmtree(other, ignore_errors=True)
 
-    def write(self, group: RolloutGroup, kept: bool) -> None:
-        """Adds a group; of one that is dropped, only how its episodes ended."""
+    def write(self, group: RolloutGroup, kept: bool) -> bool:
+        """Adds a group; of one that is dropped, only how its episodes ended.
+
+        Returns:
+            Whether it could. Where not, a warning says why: a run goes on without a journal.
+        """
         rollouts = [
             {
                 "k": rollout.k,
@@ -47,8 +51,17 @@ class Journal:
             }
             for rollout in group.rollouts
         ]
-        with replacing(self.folder / f"group_{group.context.index}.pt") as draft:
-            torch.save(rollouts, draft)
+        try:
+            with replacing(self.folder / f"group_{group.context.index}.pt") as draft:
+                torch.save(rollouts, draft)
+        except (OSError, RuntimeError) as error:
+            log.warning(
+                "%s cannot be written (%s): if this run is killed, its iteration begins again.",
+                self.folder,
+                error,
+            )
+            return False
+        return True
 
     def read(
         self, context: Callable[[int], Context], mine: Callable[[int], bool]
@@ -63,13 +76,14 @@ class Journal:
             number = int(path.stem.removeprefix("group_"))
             if not mine(number):
                 continue
+            start = context(number)
             try:
                 found: list[dict[str, Any]] = torch.load(path, weights_only=True)
+                rollouts = tuple(Rollout(context=start, **each) for each in found)
             except Exception as error:  # a damaged file makes the unpickler raise anything at all
                 log.warning("%s cannot be read (%s): its group is run again.", path, error)
                 continue
-            start = context(number)
-            yield RolloutGroup(start, tuple(Rollout(context=start, **each) for each in found))
+            yield RolloutGroup(start, rollouts)
 
 
 def remove_journals(folder: Path) -> None:
@@ -83,10 +97,14 @@ def label_of(*said: object) -> str:
 
 
 def fingerprint(parameters: Iterable[tuple[str, nn.Parameter]]) -> tuple[object, ...]:
-    """What changes whenever weights do: sums of each tensor that learns, as this process has it."""
+    """What changes whenever weights do: sums of the bits of each tensor that learns.
+
+    Sums of integers are exact, whatever device and number of threads.
+    """
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     found: list[object] = []
     for name, parameter in parameters:
         if parameter.requires_grad:
-            values = getattr(parameter, "_local_tensor", parameter).detach().double()
-            found += [name, values.sum().item(), values.square().sum().item()]
+            bits = parameter.detach().contiguous().view(integers[parameter.element_size()])
+            found += [name, bits.sum(dtype=torch.int64).item()]
     return tuple(found)

@@ -33,7 +33,7 @@ def history_path(run_dir: str | Path) -> Path:
 
 
 def journals_path(run_dir: str | Path) -> Path:
-    """The folder of the iteration in progress."""
+    """The folder of the journal: finished groups of the iteration in progress."""
     return Path(run_dir) / "checkpoints" / "journal"
 
 

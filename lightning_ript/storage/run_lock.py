@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -14,13 +16,15 @@ from typing import Any, ClassVar
 BEAT = 30.0  # seconds between signs of life
 SILENCE = 300.0  # seconds after which a holder on another machine is taken for dead
 _NAME = ".lock"
+log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Holds a run directory, by a file that no two processes can create, over NFS neither.
+    """Holds a run directory, by a file that no two processes can create, not even over NFS.
 
     The file says who holds it. A holder on this machine is alive while its process is; one on
-    another, while it touches the file. A requeued SLURM job takes over from itself.
+    another, until it has not touched the file for five minutes. A requeued SLURM job takes over
+    from itself at once.
 
     Args:
         run_dir: The directory.
@@ -37,9 +41,11 @@ class RunLock:
         self._mine = json.dumps(
             {
                 "host": socket.gethostname(),
+                "machine": _machine(),
                 "pid": os.getpid(),
                 "process_started": _started(os.getpid()),
                 "job": os.environ.get("SLURM_JOB_ID"),
+                "restarts": os.environ.get("SLURM_RESTART_COUNT", "0"),
                 "since": time.strftime("%Y-%m-%d %H:%M:%S"),
                 "command": command,
             }
@@ -49,13 +55,8 @@ class RunLock:
             if holder is None:
                 continue  # it has just gone
             if not self._is_stale(holder):
-                raise BlockingIOError(
-                    f"{self.path.parent} is in use: `{holder.get('command')}` runs there since "
-                    f"{holder.get('since')}, as process {holder.get('pid')} on "
-                    f"{holder.get('host')}. Wait for it, stop it, or choose another --run_dir."
-                )
-            with suppress(FileNotFoundError):
-                self.path.unlink()
+                raise BlockingIOError(self._refusal(holder))
+            self._remove(holder)
         self._over = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
         self.held.append(self)
@@ -65,6 +66,31 @@ class RunLock:
         """Lets go of what this process holds."""
         while cls.held:
             cls.held.pop()._release()
+
+    def _refusal(self, holder: dict[str, Any]) -> str:
+        folder = self.path.parent
+        if "pid" not in holder:
+            return (
+                f"{folder} is in use: {self.path} says so, but not by whom. Delete it if it is old."
+            )
+        return (
+            f"{folder} is in use: `{holder['command']}` has been running there since "
+            f"{holder['since']}, as process {holder['pid']} on {holder['host']}. Wait for it, stop "
+            "it, or choose another --run_dir. (If that machine has died, the directory is free "
+            f"{SILENCE / 60:.0f} minutes later.)"
+        )
+
+    def _remove(self, holder: dict[str, Any]) -> None:
+        """Removes a stale lock, unless another process has just taken over."""
+        taken = self.path.with_name(f"{_NAME}.stale.{socket.gethostname()}.{os.getpid()}")
+        try:
+            os.rename(self.path, taken)
+        except FileNotFoundError:
+            return
+        if json.loads(taken.read_text() or "{}") != holder:
+            with suppress(FileExistsError):
+                os.link(taken, self.path)
+        taken.unlink(missing_ok=True)
 
     def _release(self) -> None:
         self._over.set()
@@ -100,14 +126,15 @@ class RunLock:
         except FileNotFoundError:
             return None
         except ValueError:
-            return {"host": "an unknown machine"}
+            return {}
 
     def _is_stale(self, holder: dict[str, Any]) -> bool:
-        if holder.get("host") == socket.gethostname():
-            started = _started(int(holder.get("pid", -1)))
+        if holder.get("machine") == _machine():
+            started = _started(int(holder["pid"]))
             return started is None or started != holder.get("process_started")
-        if holder.get("job") is not None and holder["job"] == os.environ.get("SLURM_JOB_ID"):
-            return True
+        job, restarts = holder.get("job"), os.environ.get("SLURM_RESTART_COUNT", "0")
+        if job is not None and job == os.environ.get("SLURM_JOB_ID"):
+            return holder.get("restarts") != restarts or self._age() > SILENCE
         return self._age() > SILENCE
 
     def _age(self) -> float:
@@ -124,7 +151,24 @@ class RunLock:
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
             with suppress(OSError):
+                if self.path.read_text() != self._mine:
+                    break
                 os.utime(self.path)
+        else:
+            return
+        if not self._over.is_set():  # this process was silent for so long that it counted as dead
+            log.error("Another command has taken over %s: this one stops.", self.path.parent)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _machine() -> str:
+    """Tells machines and containers apart, whose process numbers mean different processes."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def _started(pid: int) -> str | None:

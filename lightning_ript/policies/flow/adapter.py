@@ -20,7 +20,13 @@ from lightning_ript.policies.flow.network import FlowNetwork, Prefix, Seen
 from lightning_ript.policies.flow.prompts import Prompts, with_newline
 from lightning_ript.policies.flow.transitions import Ratio
 from lightning_ript.policies.libero_robot import CAMERAS, proprio
-from lightning_ript.policies.lora import LoraSizes, inject, is_adapter_weight, layers_within
+from lightning_ript.policies.lora import (
+    LoraSizes,
+    inject,
+    is_adapter_weight,
+    layers_within,
+    plain_name,
+)
 from lightning_ript.storage.hub import is_on_hub, local_folder
 from lightning_ript.types import Observation, Task
 
@@ -75,7 +81,8 @@ def weight_dtypes(
     if precision == "bfloat16" and settings.get("train") == "everything" and lora is None:
         raise ValueError(
             "precision is bfloat16, but with train everything all weights learn, and need float32: "
-            "set lora, or trainer.precision to bf16-mixed."
+            "set lora, or leave precision at float32 (with trainer.precision bf16-mixed it "
+            "computes in half precision)."
         )
     expert = {id(parameter) for parameter in network.expert.parameters()}
     names = {name for name, p in network.named_parameters() if id(p) in expert}
@@ -86,6 +93,43 @@ def weight_dtypes(
         return torch.float32 if around or learns else getattr(torch, precision)
 
     return dtype
+
+
+def freeze(network: FlowNetwork, train: Trained) -> None:
+    """Lets a network's action expert and its projections learn, or everything that counts."""
+    network.requires_grad_(train == "everything")
+    for module in network.expert_modules():
+        module.requires_grad_(True)
+    for module in network.idle_modules():
+        module.requires_grad_(False)
+
+
+def add_adapter(network: FlowNetwork, train: Trained, sizes: LoraSizes) -> None:
+    """Puts an adapter into the transformers' layers, which learns in their place.
+
+    Args:
+        network: After `freeze`.
+        train: The expert's layers, or all.
+        sizes: Of the adapter.
+
+    Raises:
+        ModuleNotFoundError: PEFT is not installed.
+        ValueError: No layer has one of the names.
+    """
+    around = [
+        parameter
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and not name.startswith(f"{network.transformers}.")
+    ]
+    everything = train == "everything"
+    part = network.get_submodule(network.transformers) if everything else network.expert
+    idle = set(layers_within(network, network.idle_modules(), sizes.targets))
+    layers = [n for n in layers_within(network, [part], sizes.targets) if n not in idle]
+    if not layers:
+        raise ValueError(f"lora.targets names no layer that learns: {sizes.targets}.")
+    inject(network, sizes, layers)
+    for parameter in around:
+        parameter.requires_grad_(True)
 
 
 class FlowPolicy(PolicyAdapter):
@@ -189,22 +233,20 @@ class FlowPolicy(PolicyAdapter):
         )
         self.register_buffer("_start", start, persistent=False)
         network.gradient_checkpointing = gradient_checkpointing
-        if train == "expert":
-            network.requires_grad_(False)
-            for module in network.expert_modules():
-                module.requires_grad_(True)
-        for module in network.idle_modules():
-            module.requires_grad_(False)
+        freeze(network, train)
         self.lora = lora
-        self._replaced = weights is not None
-        found = {} if weights is None else trained_tensors(weights)
+        found, said = ({}, {}) if weights is None else trained_tensors(weights)
+        self._replaced = frozenset(found)
         adapted = any(map(is_adapter_weight, found))
-        if adapted and lora is None:
-            raise ValueError(f"{weights} holds a LoRA: set lora to its sizes.")
+        if adapted and self._lora_scaling != said.get("lora_scaling"):
+            raise ValueError(
+                f"{weights} holds a LoRA with alpha / r = {said.get('lora_scaling')}, but the "
+                f"policy's is {self._lora_scaling}: set lora to its sizes."
+            )
         if weights is not None and not adapted:
             load_trained(self, found, weights)
         if lora is not None:
-            self._add_adapter(lora)
+            add_adapter(network, train, lora)
         if weights is not None and adapted:
             load_trained(self, found, weights)
 
@@ -317,12 +359,16 @@ class FlowPolicy(PolicyAdapter):
 
     def described(self) -> dict[str, Any]:
         """Which folder it was made from, and how its adapter counts, for `export`."""
-        scaling = None if self.lora is None else self.lora.alpha / self.lora.r
+        scaling = self._lora_scaling
         return {"kind": self.kind, "checkpoint": self.checkpoint, "lora_scaling": scaling}
+
+    @property
+    def _lora_scaling(self) -> float | None:
+        return None if self.lora is None else self.lora.alpha / self.lora.r
 
     def saved(self, name: str) -> bool:
         """What does not learn is in the published folder, unless `weights` replaced it."""
-        if self._replaced or not name.startswith("network."):
+        if plain_name(name) in self._replaced or not name.startswith("network."):
             return True
         return self.get_parameter(name).requires_grad
 
@@ -384,7 +430,16 @@ class FlowPolicy(PolicyAdapter):
 
         Returns:
             What `inputs` returns, and normalized and padded actions (B, H, D) float32.
+
+        Raises:
+            ValueError: Blocks have another length than the policy's chunks.
         """
+        length, chunk = batch["actions"].shape[1], self.network.chunk
+        if length != chunk:
+            raise ValueError(
+                f"data.block_size is {length}, but the policy's chunks have {chunk} actions: set "
+                "it to that."
+            )
         # Left and right exchanged, as `observed_images` does it.
         pictures = [batch["images"][camera].flip(2).movedim(-1, 1) for camera in self.cameras]
         state = torch.cat([batch["lowdim"][name] for name in DEMONSTRATED_STATE], dim=-1)
@@ -419,19 +474,6 @@ class FlowPolicy(PolicyAdapter):
     def prepare_instructions(self, instructions: Sequence[str]) -> None:
         """Makes all prompts of these instructions the same length."""
         self.prepare([Task("", i, "", each) for i, each in enumerate(instructions)])
-
-    def _add_adapter(self, sizes: LoraSizes) -> None:
-        network = self.network
-        parts = network.expert_modules()
-        whole = [network] if self.train_what == "everything" else parts
-        idle = set(layers_within(network, network.idle_modules(), sizes.targets))
-        layers = [n for n in layers_within(network, whole, sizes.targets) if n not in idle]
-        if not layers:
-            raise ValueError(f"lora.targets names no layer of the policy: {sizes.targets}.")
-        inject(network, sizes, layers)
-        for part in parts:
-            if not any(is_adapter_weight(name) for name, _ in part.named_parameters()):
-                part.requires_grad_(True)
 
     # -- probabilities ----------------------------------------------------------------------------
 

@@ -240,9 +240,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
     Returns:
         (B, T, heads * head_dim).
     """
-    # Queries that share keys stand behind one another, since copies of keys would be kept for the
-    # backward pass: of pi0's, eight.
+    # Copies of keys and values for the queries that share them would be kept for the backward pass.
     groups, count = queries.shape[1] // keys.shape[1], queries.shape[2]
+    if keys.shape[1] == 1:
+        keys, values = (each.expand(-1, groups, -1, -1) for each in (keys, values))
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None])
+        return attended.transpose(1, 2).flatten(2)
+    # Queries of different heads stand behind one another instead.
     stacked = queries.unflatten(1, (-1, groups)).flatten(2, 3)
     allowed = mask.repeat(1, groups, 1)[:, None]
     attended = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=allowed)

@@ -79,5 +79,16 @@ class FlowFineTuning(DemonstrationTraining):
         return (changed * 255).round().to(torch.uint8).unflatten(0, images.shape[:2])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says what the policy was made from."""
+        """Leaves out what is in the published folder, and says what the policy was made from."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if self._saved(name)}
         checkpoint["policy"] = self.policy.described()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts it back as it is now."""
+        left_out = {n: v for n, v in self.state_dict().items() if not self._saved(n)}
+        checkpoint["state_dict"] = {**left_out, **checkpoint["state_dict"]}
+
+    def _saved(self, name: str) -> bool:
+        owner, _, rest = name.partition(".")
+        return owner != "policy" or self.policy.saved(rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,21 +74,25 @@ def published_tensors(folder: Path, rename: Rename, wanted: Container[str]) -> d
     return found
 
 
-def trained_tensors(place: str | Path) -> dict[str, Tensor]:
+def trained_tensors(place: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """What one of Lightning's checkpoints of a policy holds: all of it that learned.
 
     Args:
         place: The file, here or on the hub.
 
+    Returns:
+        Tensors by the policy's names, and what `FlowPolicy.described` said of it.
+
     Raises:
         OSError: There is no such file.
         ValueError: It cannot be read, or is no checkpoint of a policy.
     """
-    state = read_tensors(local_file(place)).get("state_dict", {})
+    contents = read_tensors(local_file(place))
+    state = contents.get("state_dict", {})
     found = {n.removeprefix(POLICY): v for n, v in state.items() if n.startswith(POLICY)}
     if not found:
         raise ValueError(f"{place} is no checkpoint of a policy: it has no weights of one.")
-    return found
+    return found, contents.get("policy", {})
 
 
 def load_trained(policy: nn.Module, found: Mapping[str, Tensor], place: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from lightning_ript.storage.hub import local_folder
+
+_KEPT = 4096  # prompts whose tokens are remembered
 
 
 class Prompts:
@@ -40,15 +43,14 @@ class Prompts:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.length, self._start, self._padding = length, start, padding
-        self._tokens: dict[str, list[int]] = {}
+        # Bounded, since pi0.5 has the robot's state in its prompts.
+        self.tokens = lru_cache(_KEPT)(self._encoded)
 
-    def tokens(self, text: str) -> list[int]:
+    def _encoded(self, text: str) -> list[int]:
         """The tokens of one text."""
-        if text not in self._tokens:
-            found = self._tokenizer.encode(text, add_special_tokens=False).ids
-            start = [] if self._start is None else [self._start]
-            self._tokens[text] = [*start, *found][: self.length]
-        return self._tokens[text]
+        found = self._tokenizer.encode(text, add_special_tokens=False).ids
+        start = [] if self._start is None else [self._start]
+        return [*start, *found][: self.length]
 
     def longest(self, texts: Sequence[str]) -> int:
         """Tokens of the longest of these texts."""

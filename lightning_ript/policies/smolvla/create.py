@@ -28,6 +28,7 @@ from lightning_ript.policies.flow.lerobot import (
 )
 from lightning_ript.policies.flow.vision import VisionSizes
 from lightning_ript.policies.smolvla.network import SmolVLANetwork, SmolVLASizes
+from lightning_ript.storage.files import making
 
 log = logging.getLogger(__name__)
 
@@ -153,14 +154,15 @@ def new_smolvla(
     whole = sizes.network(len(words), state_dim=32, action_dim=32)
     torch.manual_seed(seed)
     network = SmolVLANetwork(whole)
-    write(
-        network,
-        out,
-        numbers=numbers,
-        words=words,
-        executed_actions=executed_actions or sizes.chunk,
-        steps=steps,
-    )
+    with making(out) as draft:
+        write(
+            network,
+            draft,
+            numbers=numbers,
+            words=words,
+            executed_actions=executed_actions or sizes.chunk,
+            steps=steps,
+        )
     count = sum(parameter.numel() for parameter in network.parameters())
     log.info(
         "%s: a SmolVLA of %.1f M parameters for %d demonstrations.", out, count / 1e6, len(found)
@@ -208,7 +210,7 @@ def write(
         steps: Denoising steps.
     """
     sizes = network.sizes
-    (out / VLM).mkdir(parents=True)
+    (out / VLM).mkdir()
     weights = {NETWORK + name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     side = sizes.vision.image
