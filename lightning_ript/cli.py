@@ -74,6 +74,8 @@ class RIPTCLI(LightningCLI):
     otherwise; `validate` takes Lightning's checkpoints, and those in a format of the policy's own.
     """
 
+    holds_run_dir = True
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Those of Lightning's that mean something here."""
@@ -97,7 +99,7 @@ class RIPTCLI(LightningCLI):
         settings = self.config[self.config.subcommand]
         settings.run_dir = expanded(settings.run_dir)
         check_run_dir(Path(settings.run_dir))
-        if is_first_process():
+        if self.holds_run_dir and is_first_process():
             RunLock(settings.run_dir, f"lightning-ript {self.config.subcommand}")
         if self.config.subcommand == "fit" and settings.ckpt_path is None:
             settings.ckpt_path = self._to_resume(settings.run_dir)

@@ -158,9 +158,9 @@ def test_memory_is_computed():
         total = each.pop("learning, in all")
         assert abs(sum(each.values()) - total) < 0.1
         assert abs(each["optimizer"] - 2 * each["gradients"]) < 0.1 or each is found["sharded"]
-    # 450 M parameters, of which 350 M are frozen and of half precision.
+    # 400 M parameters without the head for words, of which 300 M can be of half precision.
     assert 0.9 < found["expert"]["weights"] < 1.0
-    assert 1.6 < found["everything"]["weights"] < 1.75
+    assert 1.4 < found["everything"]["weights"] < 1.6
     assert found["lora"]["gradients"] < 0.1 < found["expert"]["gradients"]
     assert found["sharded"]["weights"] < 0.3 * found["expert"]["weights"]
 

@@ -258,7 +258,8 @@ def test_run_directories_that_cannot_be(tmp_path, capsys):
 
 
 def test_two_commands_on_one_run_directory(tmp_path, capsys):
-    process = start(tmp_path, 200)
+    endless = "--data.init_args.dynamic_sampling=false"  # there is always something to learn from
+    process = start(tmp_path, 1000, endless)
     while not (tmp_path / ".lock").exists():
         time.sleep(0.05)
     with pytest.raises(SystemExit):
@@ -275,7 +276,7 @@ def test_two_commands_on_one_run_directory(tmp_path, capsys):
     assert "Stopped by SIGTERM" in err
     assert not (tmp_path / ".lock").exists()
     done = len(history(tmp_path))
-    fit(tmp_path, done + 1)
+    fit(tmp_path, done + 1, endless)
     assert len(history(tmp_path)) == done + 1
 
 

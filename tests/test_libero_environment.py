@@ -86,7 +86,7 @@ def test_ranks_draw_on_their_own_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(graphics, "Path", lambda _: tmp_path)
     spec = LiberoSpec("libero_object")
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    assert spec.worker_variables(1) == {}
+    assert spec.worker_variables(1) == {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}
     monkeypatch.setenv("MUJOCO_GL", "egl")
     chosen = spec.worker_variables(1)["MUJOCO_EGL_DEVICE_ID"]
     assert chosen == "0"  # in software: there is no other
@@ -96,7 +96,9 @@ def test_ranks_draw_on_their_own_gpu(monkeypatch, tmp_path):
     assert chosen == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     # robosuite insists on finding the one among the other.
-    assert spec.worker_variables(1) == {"MUJOCO_EGL_DEVICE_ID": "5", "CUDA_VISIBLE_DEVICES": "5"}
+    found = spec.worker_variables(1)
+    assert found["MUJOCO_EGL_DEVICE_ID"] == found["CUDA_VISIBLE_DEVICES"] == "5"
+    assert found["MUJOCO_GL"] == found["PYOPENGL_PLATFORM"] == "egl"
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "4")
     assert spec.worker_variables(1)["MUJOCO_EGL_DEVICE_ID"] == "4"
 
@@ -118,7 +120,7 @@ def test_a_gpu_without_a_number_is_refused(monkeypatch):
         LiberoSpec("libero_object").check()
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "2")
     chosen = LiberoSpec("libero_object").worker_variables(0)
-    assert chosen == {"MUJOCO_EGL_DEVICE_ID": "2", "CUDA_VISIBLE_DEVICES": "2"}
+    assert chosen["MUJOCO_EGL_DEVICE_ID"] == chosen["CUDA_VISIBLE_DEVICES"] == "2"
 
 
 def test_spec_is_picklable_and_counts_the_benchmark_states():

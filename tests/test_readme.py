@@ -31,6 +31,7 @@ WITH_YAML = [page for page in PAGES if "```yaml" in page.read_text()]
 SETTING = re.compile(r"`(?:--)?((?:model|data|trainer)\.[\w.]+)")
 WITH_SETTINGS = [page for page in PAGES if SETTING.search(page.read_text())]
 LIBERO = "configs/quickstart/libero.yaml"
+FULL_SIZE = "configs/flow/ript.yaml"
 PARSED_ONLY = {"experiments.md", "openvla_oft.md"}  # pages of runs that take days on GPUs
 # A block that begins so is a file of that name, as a reader would write it.
 FILE_NAME = re.compile(r"# (\w+\.(?:py|yaml))\b")
@@ -185,7 +186,9 @@ def test_command(command, workspace):
     elif given[0] == "merge-adapter":  # of 15 GB of weights
         known = signature(merge_adapter).parameters
         assert {word.removeprefix("--") for word in given[1::2]} == set(known)
-    elif command.page in PARSED_ONLY and given[0] in ("fit", "validate"):
+    elif given[0] in ("fit", "validate") and (
+        command.page in PARSED_ONLY or FULL_SIZE in command.words
+    ):
         only_parse(given)
     else:
         if given[:2] == ["-m", "lightning_ript"]:

@@ -77,6 +77,8 @@ class SweepCLI(RIPTCLI):
     that has one is not run again. Every cell has its own simulators; all share the process.
     """
 
+    holds_run_dir = False  # it writes elsewhere
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The one that cells are run by."""
