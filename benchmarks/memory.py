@@ -16,6 +16,7 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from jsonargparse import auto_cli
@@ -160,10 +161,16 @@ def openvla_model(lora: LoraSizes, checkpointing: bool) -> Model:
     text = model.config.text
     per_token = 2 * 2 * text.num_hidden_layers * text.hidden_size  # keys and values, bfloat16
     tokens = 2 * 256 + 1 + openvla_oft.PROMPT
+
+    def run(what: Callable[..., Any], batch: int) -> None:
+        # The meta device has no values to check.
+        with patch("lightning_ript.policies.openvla_oft.model._check_prompts"):
+            what(model, inputs(batch), "prefix_cache")
+
     return Model(
         model,
-        lambda batch: openvla_oft.learn(model, inputs(batch), "prefix_cache"),
-        lambda batch: openvla_oft.act(model, inputs(batch), "prefix_cache"),
+        lambda batch: run(openvla_oft.learn, batch),
+        lambda batch: run(openvla_oft.act, batch),
         lambda batch: batch * tokens * per_token,
         list(model.base.language_model.model.layers),
     )
