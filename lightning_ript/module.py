@@ -242,7 +242,8 @@ class RIPTLightningModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what the policy reads from files of its own, and says what it is like."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if self._saved(name)}
+        saved = self.policy.saved_in_module
+        checkpoint["state_dict"] = {name: state[name] for name in state if saved(name)}
         checkpoint["policy"] = self.policy.described()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -251,15 +252,12 @@ class RIPTLightningModule(L.LightningModule):
         # Quantized layers add entries of their own, which they would not take back.
         everything = self.named_parameters, self.named_buffers
         names = {name for named in everything for name, _ in named(remove_duplicate=False)}
-        left_out = {n: v for n, v in state.items() if n in names and not self._saved(n)}
+        saved = self.policy.saved_in_module
+        left_out = {n: v for n, v in state.items() if n in names and not saved(n)}
         found = checkpoint["state_dict"]
         if self.reference is not None:
             found = self.reference.adopt(found, "reference.")
         checkpoint["state_dict"] = {**left_out, **found}
-
-    def _saved(self, name: str) -> bool:
-        owner, _, rest = name.partition(".")
-        return owner != "policy" or self.policy.saved(rest)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups, the policy's first."""

@@ -177,6 +177,11 @@ class PolicyAdapter(nn.Module, ABC):
         """
         return True
 
+    def saved_in_module(self, name: str) -> bool:
+        """The same of a name in a module that holds the policy as `policy`, where all else is."""
+        owner, _, rest = name.partition(".")
+        return owner != "policy" or self.saved(rest)
+
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""

@@ -81,14 +81,12 @@ class FlowFineTuning(DemonstrationTraining):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is in the published folder, and says what the policy was made from."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if self._saved(name)}
+        saved = self.policy.saved_in_module
+        checkpoint["state_dict"] = {name: state[name] for name in state if saved(name)}
         checkpoint["policy"] = self.policy.described()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts it back as it is now."""
-        left_out = {n: v for n, v in self.state_dict().items() if not self._saved(n)}
+        saved = self.policy.saved_in_module
+        left_out = {n: v for n, v in self.state_dict().items() if not saved(n)}
         checkpoint["state_dict"] = {**left_out, **checkpoint["state_dict"]}
-
-    def _saved(self, name: str) -> bool:
-        owner, _, rest = name.partition(".")
-        return owner != "policy" or self.policy.saved(rest)
