@@ -1,23 +1,17 @@
 """Two processes with all of a flow-matching policy, or with half of it each, learn as one does."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
 from test_hdf5 import SETTINGS, episode
+from two_processes import begin, finish, on_two
 
 from lightning_ript.cli import main
 from lightning_ript.demos.hdf5 import DemonstrationWriter
 from lightning_ript.envs.libero.suites import suite_tasks
 from lightning_ript.policies.smolvla.create import SmallSizes, new_smolvla
 
-ROOT = Path(__file__).parents[1]
 RANKS = ["ddp", "fsdp2"]
 TINY = SmallSizes(
     image=16, patch=4, vision_width=24, vision_layers=1, width=32, layers=2, expert_width=24
@@ -74,26 +68,6 @@ def arguments(published, run_dir, iterations, *more):
     ]
 
 
-def run_on_two(strategy, *args):
-    """As a user's shell would."""
-    devices = ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lightning_ript", *arguments(*args), *devices],
-        cwd=ROOT,
-        env=os.environ,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        with suppress(ProcessLookupError):  # a second rank that waits for the first
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, out + err
-
-
 def checkpoint(run_dir):
     return torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
 
@@ -108,7 +82,7 @@ def runs(request, published, tmp_path_factory):
     folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", *RANKS)}
     settings = WAYS[request.param]
     for name in RANKS:
-        run_on_two(name, published, folders[name], 2, *settings)
+        finish(begin(arguments(published, folders[name], 2, *settings, *on_two(name))))
     main(arguments(published, folders["alone"], 1, *settings))
     shutil.copytree(folders["alone"], folders["alone"] / "first")
     main(arguments(published, folders["alone"], 2, *settings))

@@ -1,23 +1,17 @@
 """Two processes with all of OpenVLA-OFT, or with half of it each, learn what one learns."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
+from two_processes import begin, finish, on_two
 
 from lightning_ript.cli import main
 from lightning_ript.storage.run_directory import adapter_path, scale_head_path
 
 load_file = pytest.importorskip("safetensors.torch").load_file
 tiny = pytest.importorskip("tiny_openvla")  # needs timm
-ROOT = Path(__file__).parents[1]
 RANKS = ["ddp", "fsdp2"]
 FORWARDS = ["prefix_cache", "single_pass"]
 
@@ -63,30 +57,7 @@ def arguments(published, run_dir, iterations, *more, command="fit", fresh_head=F
 
 
 def start(*args, **kwargs):
-    """Runs as a user's shell would."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "lightning_ript", *arguments(*args, **kwargs)],
-        cwd=ROOT,
-        env=os.environ,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process):
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        with suppress(ProcessLookupError):  # a second rank that waits for the first
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, out + err
-    return err
-
-
-def on_two(strategy):
-    return ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    return begin(arguments(*args, **kwargs))
 
 
 def checkpoint(run_dir):

@@ -1,0 +1,39 @@
+"""Runs of two processes through the command line, as a user's shell would start them."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def begin(arguments):
+    """Starts `lightning-ript` with these arguments, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lightning_ript", *arguments],
+        cwd=ROOT,
+        env=os.environ,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    """Waits for its success and returns what it said on stderr."""
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        with suppress(ProcessLookupError):  # a second rank that waits for the first
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, out + err
+    return err
+
+
+def on_two(strategy):
+    """Arguments for two processes."""
+    return ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
