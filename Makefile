@@ -17,7 +17,7 @@ PRACTICE = --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(
   --model.policy.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
   --data.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
 
-.PHONY: help install quickstart test test-lowest lint clean
+.PHONY: help install quickstart test test-lowest lint gpu-check clean
 
 help:
 	@echo "make install      create $(VENV) with the package and what rendering needs"
@@ -25,6 +25,7 @@ help:
 	@echo "make test         lint and tests"
 	@echo "make test-lowest  the tests with the oldest libraries that setup.cfg allows"
 	@echo "make lint         ruff and mypy"
+	@echo "make gpu-check    what this project does on a GPU here, as a table (ten minutes)"
 
 install: $(VENV)/.installed
 
@@ -80,6 +81,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-check: install
+	$(BIN)/python benchmarks/gpu_check.py --json runs/gpu_check.json
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build *.egg-info

@@ -146,17 +146,19 @@ def vision_layers(network: FlowNetwork) -> Any:
     return encoder.encoder.layers
 
 
-def openvla_model(lora: LoraSizes, checkpointing: bool) -> Model:
+def openvla_model(
+    config: OpenVLAConfig, lora: LoraSizes, checkpointing: bool, device: str = "meta"
+) -> Model:
     """OpenVLA-OFT with the reference's cached prompt, which needs no gradient."""
     import openvla_oft
 
-    model = openvla_oft.build(OpenVLAConfig(), lora, "meta", "prefix_cache")
+    model = openvla_oft.build(config, lora, device, "prefix_cache")
     model.freeze_unused("prefix_cache")
     model.scale_head.requires_grad_(False)
     model.gradient_checkpointing = checkpointing
 
     def inputs(batch: int) -> tuple[torch.Tensor, ...]:
-        return openvla_oft.made_up(model, batch, "meta")
+        return openvla_oft.made_up(model, batch, device)
 
     text = model.config.text
     per_token = 2 * 2 * text.num_hidden_layers * text.hidden_size  # keys and values, bfloat16
@@ -182,15 +184,21 @@ def make(
     lora: int | None,
     checkpointing: bool,
     precision: WeightPrecision,
+    device: str = "meta",
+    smaller: bool = False,
 ) -> Model:
-    """A policy at full size on the meta device."""
+    """A policy with random weights, at full size or at one that a CPU can compute."""
     sizes = None if lora is None else LoraSizes(r=lora)
     if policy == "openvla_oft":
-        return openvla_model(sizes or LoraSizes(), checkpointing)
-    with torch.device("meta"):
+        import openvla_oft
+
+        if smaller:
+            return openvla_model(openvla_oft.SMALL, LoraSizes(2, 4), checkpointing, device)
+        return openvla_model(OpenVLAConfig(), sizes or LoraSizes(), checkpointing, device)
+    with torch.device(device):
         network: FlowNetwork
         if policy == "smolvla":
-            network = SmolVLANetwork(SMOLVLA)
+            network = SmolVLANetwork(MIDDLE if smaller else SMOLVLA)
         else:
             network = Pi0Network(replace(PI0, adaptive=policy == "pi05"))
         dtype = weight_dtypes(network, precision, {"train": train, "lora": sizes})

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_ript.console.progress import progress_bar
 from lightning_ript.datamodule import RolloutDataModule
+from lightning_ript.distributed.exchange import wait_for_all
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
 from lightning_ript.evaluation import SuccessRate, evaluation_starts, run_evaluation
@@ -160,6 +161,7 @@ class EvaluationSweep(Callback):
         )
         for rollout in bar:
             metric.update(metric.tasks.index(rollout.context.task), rollout.success, rollout.steps)
+        wait_for_all(datamodule.check_sigterm)
         metadata: dict[str, Any] = {
             "sampled_actions": datamodule.eval_sampling,
             "environment": environment.describe(),

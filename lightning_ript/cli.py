@@ -15,10 +15,16 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -30,16 +36,16 @@ from lightning_ript.commands.errors import (
     one_sentence_errors,
 )
 from lightning_ript.commands.old_names import with_current_names
-from lightning_ript.console.surroundings import settle
 from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.storage.checkpoint_files import (
-    WholeCheckpointIO,
-    checkpoint_to_resume,
-    is_checkpoint,
-)
-from lightning_ript.storage.hub import is_on_hub, local_file
+from lightning_ript.running.callback_rules import check_callbacks
+from lightning_ript.running.places import check_checkpoint, check_run_dir, expanded
+from lightning_ript.running.rank_watch import ENDS_TOO, RankWatch, is_broken_connection
+from lightning_ript.running.resumed_settings import ResumedSettings
+from lightning_ript.running.surroundings import settle
+from lightning_ript.storage.checkpoint_files import WholeCheckpointIO, checkpoint_to_resume
+from lightning_ript.storage.hub import is_on_hub
 from lightning_ript.storage.run_directory import finished_iterations
 from lightning_ript.storage.run_lock import RunLock
 
@@ -75,6 +81,7 @@ class RIPTCLI(LightningCLI):
     """
 
     holds_run_dir = True
+    settings: ResumedSettings | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -103,9 +110,17 @@ class RIPTCLI(LightningCLI):
             RunLock(settings.run_dir, f"lightning-ript {self.config.subcommand}")
         if self.config.subcommand == "fit" and settings.ckpt_path is None:
             settings.ckpt_path = self._to_resume(settings.run_dir)
+        if settings.weights_only is None:
+            settings.weights_only = True  # a checkpoint is data; nothing in it is executed
         if settings.ckpt_path not in (None, "best", "last"):
             command = self.config.subcommand
             settings.ckpt_path = check_checkpoint(settings.ckpt_path, "--ckpt_path", command)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves out what Lightning does here: read a whole checkpoint for its hyperparameters.
+
+        Ours has the settings of its run, which `fit` compares with this start's.
+        """
 
     def _to_resume(self, run_dir: str) -> str | None:
         """The checkpoint of an earlier start of the same command, None if there was none."""
@@ -145,13 +160,17 @@ class RIPTCLI(LightningCLI):
         one with the lowest validation loss. A config's own ModelCheckpoint comes beside them.
 
         Raises:
-            ValueError: RIPT is to stop after a number of optimizer steps.
+            ValueError: RIPT is to stop after a number of optimizer steps, or a callback makes no
+                sense.
         """
         run_dir = self._settings.run_dir
         settings = self.config_init[self.subcommand].trainer
         if settings.logger in (None, True):
             settings.logger = CSVLogger(run_dir, name="metrics")
-        callbacks = [*(settings.callbacks or []), *self._tripwires(settings.callbacks or [])]
+        given = settings.callbacks or []
+        check_callbacks(given, ript=self._counts_successes())
+        # First: where others exchange what they have counted, all ranks have to be there.
+        callbacks = [RankWatch(run_dir), *given, *self._tripwires(given)]
         folder = Path(run_dir, _CHECKPOINTS)
         callbacks += [*self._best(folder, callbacks), LastCheckpoint(folder)]
         settings.callbacks = [*callbacks, *self._end_between_iterations(settings)]
@@ -197,8 +216,28 @@ class RIPTCLI(LightningCLI):
     def before_fit(self) -> None:
         """Says which checkpoint is resumed, and settles how many threads learn."""
         use_few_threads(self.model)
-        if self._settings.ckpt_path is not None:
-            log.info("Resuming %s", self._settings.ckpt_path)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        saved = [each for each in callbacks if isinstance(each, SaveConfigCallback)]
+        if saved:  # not where a run only tries itself out
+            text = saved[0].parser.dump(saved[0].config, skip_unset=False)
+            self.settings = ResumedSettings(yaml.safe_load(text))
+            callbacks.append(self.settings)
+        place = self._settings.ckpt_path
+        if place in (None, "best", "last"):
+            return
+        log.info("Resuming %s", place)
+        if self.settings is not None:
+            self.settings.compare(place, trusted=not self._settings.weights_only)
+
+    def fit(self, model: L.LightningModule, **kwargs: Any) -> None:
+        """Trains; a checkpoint that does not fit is explained by the settings that have changed."""
+        try:
+            self.trainer.fit(model, **kwargs)
+        except RuntimeError as error:
+            explained = self.settings and self.settings.explained(error)
+            if not explained:
+                raise
+            raise explained from error
 
     def before_validate(self) -> None:
         """Lets the policy load a checkpoint in a format of its own, which Lightning cannot read."""
@@ -252,63 +291,6 @@ def _fill_in(settings: Namespace, inferred: Mapping[str, Any]) -> None:
             settings[name] = value
 
 
-def check_checkpoint(place: str, setting: str, command: str) -> str:
-    """Finds a checkpoint and refuses what cannot be one.
-
-    Lightning would read a file of the hub as a stream, at every start anew.
-
-    Args:
-        place: A file, a folder of a policy's own format, or the address of either on the hub.
-        setting: The setting that names it.
-        command: What it is for; `fit` resumes Lightning's files only.
-
-    Returns:
-        The file or folder; a folder on the hub stays there, for the policy to find.
-
-    Raises:
-        OSError: If there is none, here or on the hub.
-        ValueError: If it is damaged, or cannot be resumed.
-    """
-    folder_on_hub = is_on_hub(place) and not Path(place).suffix
-    path = Path(place) if folder_on_hub else local_file(place)
-    if folder_on_hub or path.is_dir():
-        if command == "fit":
-            raise ValueError(
-                f"{setting} names the folder {place}, which has no optimizer to go on with: start "
-                "from weights by a setting of the policy (model.policy.checkpoint or .adapter)."
-            )
-        return str(place)
-    if not path.is_file():
-        raise FileNotFoundError(f"{setting} names {place}, which does not exist.")
-    if not is_checkpoint(path):
-        raise ValueError(
-            f"{place} is damaged, no checkpoint, or in the format that torch had before 2020: name "
-            "another."
-        )
-    return str(path)
-
-
-def expanded(path: str) -> str:
-    """A path with `~` and variables replaced."""
-    return os.path.expandvars(os.path.expanduser(path))
-
-
-def check_run_dir(folder: Path) -> None:
-    """Makes the run directory.
-
-    Raises:
-        OSError: Nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(f"--run_dir names {folder}, which is a file.") from None
-    except OSError as error:
-        raise PermissionError(f"--run_dir {folder} cannot be made: {error.strerror}.") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"--run_dir {folder} cannot be written: choose another.")
-
-
 def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch") -> None:
     """Parses the arguments and does what they say.
 
@@ -336,8 +318,13 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
             parser_class=LightningCommandParser,
             args=None if arguments == sys.argv[1:] else arguments,
         )
-    except SIGTERMException:
-        sys.exit(f"Stopped by SIGTERM; the same command goes on from the last finished {unit}.")
+    except (SIGTERMException, RuntimeError) as error:
+        is_told = isinstance(error, SIGTERMException)
+        if RankWatch.lost is None and is_told:
+            sys.exit(f"Stopped by SIGTERM; the same command goes on from the last finished {unit}.")
+        if RankWatch.lost is None or not (is_told or is_broken_connection(error)):
+            raise
+        sys.exit(1 if RankWatch.said else f"lightning-ript: error: {RankWatch.lost} {ENDS_TOO}")
     finally:
         RunLock.release_all()
 

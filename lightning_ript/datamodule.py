@@ -16,12 +16,12 @@ import torch
 from gymnasium import spaces
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_ript.console.progress import progress_bar
 from lightning_ript.contexts import ContextSource, SampledContexts
 from lightning_ript.distributed.exchange import gather_objects
+from lightning_ript.distributed.sigterm import check_sigterm
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool, check_workers
 from lightning_ript.evaluation import (
@@ -496,10 +496,9 @@ class RolloutDataModule(L.LightningDataModule):
         return replace(context, perturbation=Perturbation(self.init_object_noise, seed))
 
     def check_sigterm(self) -> None:
-        """Stops at once instead of at the end of the epoch, when Lightning would look."""
+        """Stops a process that was told to end."""
         assert self.trainer is not None
-        if self.trainer.received_sigterm:
-            raise SIGTERMException
+        check_sigterm(self.trainer)
 
     # -- evaluation -------------------------------------------------------------------------------
 

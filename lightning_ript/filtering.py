@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from lightning_ript.distributed.exchange import several_ranks, shared_store
+
 _POLL_SECONDS = 0.05
 
 
@@ -235,7 +237,7 @@ def make_queue(
         limit: Contexts to try at most, over all ranks.
         quota: Groups to keep of each task at most, over all ranks.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several_ranks():
         return LocalQueue(first, wanted, limit, quota)
-    store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
-    return SharedQueue(store, first, wanted, limit, quota=quota, ranks=dist.get_world_size())
+    ranks = dist.get_world_size()
+    return SharedQueue(shared_store(name), first, wanted, limit, quota=quota, ranks=ranks)

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lightning_ript.advantages import AdvantageEstimator, group_advantages
 from lightning_ript.console.deprecation import renamed
-from lightning_ript.distributed.exchange import gather_objects
+from lightning_ript.distributed.exchange import gather_objects, wait_for_all
 from lightning_ript.distributed.sharding import (
     clip_gradients,
     gathered,
@@ -27,6 +27,7 @@ from lightning_ript.distributed.sharding import (
     is_sharded,
     shard,
 )
+from lightning_ript.distributed.sigterm import check_sigterm
 from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.minibatches import (
@@ -507,6 +508,7 @@ class RIPTLightningModule(L.LightningModule):
         end = getattr(self.trainer.val_dataloaders, "close", None)
         if end is not None:
             end()
+        wait_for_all(lambda: check_sigterm(self.trainer))
         result = self.success_rate.compute()
         self.evaluation = result
         self.log("val/success_rate", result.rate, prog_bar=True, batch_size=1, sync_dist=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lightning_ript.distributed.exchange import gather_objects
+from lightning_ript.distributed.exchange import gather_objects, wait_for_all
 from lightning_ript.distributed.sharding import gathered
 from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.pool import EnvironmentPool
@@ -313,6 +313,7 @@ def collect_groups(
             if queue.enough():
                 break
     queue.wait(interrupt)
+    wait_for_all(interrupt)  # others may be in the midst of an episode
     # Groups beyond the point where enough were kept are discarded: whether they had finished in
     # time depends on timing, and the next iteration starts with their contexts.
     end = queue.end()

@@ -15,7 +15,8 @@ import torch
 import yaml
 from toy_runs import arguments, assert_same_state, checkpoint, fit, history, start
 
-from lightning_ript.cli import check_run_dir, main
+from lightning_ript.cli import main
+from lightning_ript.running.places import check_run_dir
 from lightning_ript.storage import checkpoint_files, run_lock
 from lightning_ript.storage.checkpoint_files import WholeCheckpointIO, checkpoint_to_resume
 from lightning_ript.storage.files import making

@@ -31,7 +31,7 @@ LAYERS = [
     ],
     ["extensions", "reports"],
     ["callbacks"],
-    ["cli", "commands"],
+    ["cli", "commands", "running"],
     ["__main__"],
 ]
 LOOP = ["types", "cli", *LAYERS[5]]

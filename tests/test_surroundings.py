@@ -8,9 +8,9 @@ import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from toy_runs import arguments, history
 
-from lightning_ript.console.surroundings import settle
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.running.surroundings import settle
 from lightning_ript.storage.files import cache_folder
 
 LEFT_OVER = {
@@ -83,3 +83,40 @@ def test_a_cache_that_cannot_be_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"cannot be written \(.*\): set XDG_CACHE_HOME"):
         cache_folder()
+
+
+NOWHERE = {
+    "no home": {"HOME": None},
+    "a home that cannot be": {"HOME": "/proc/nothing", "XDG_CACHE_HOME": None},
+    "no place for temporary files": {"TMPDIR": "/proc/nothing"},
+}
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize("what", NOWHERE)
+def test_without_places_of_ones_own(what, tmp_path):
+    """A simulator on LIBERO, in a process whose variables lead nowhere."""
+    environment = {**os.environ, **NOWHERE[what]}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    code = (
+        "from lightning_ript.envs.libero import LiberoSpec\n"
+        "from lightning_ript.envs.pool import EnvironmentPool\n"
+        "spec = LiberoSpec(suite='libero_object', task_subset=[0], image_size=16, render='light')\n"
+        "pool = EnvironmentPool(spec, 1)\n"
+        "pool.reset(0, spec.test_contexts(spec.tasks()[0])[0])\n"
+        "print(pool.wait()[0][1]['agentview_rgb'].any())\n"
+        "pool.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout.strip().endswith("True"), done.stdout + done.stderr
+    command = [sys.executable, "-m", "lightning_ript", *arguments(tmp_path, 1)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

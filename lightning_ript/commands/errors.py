@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import pickle
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +27,8 @@ _EXPECTED = (
 )
 # Packages whose messages of these kinds are meant for the user.
 _SPEAKERS = {"lightning_ript", "jsonargparse", "lightning"}
+# Wherever they are raised, the user can do something about them and we cannot.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EMFILE)
 _NOISE = (
     "Does not validate against any of the Union subtypes",
     "Subtypes:",
@@ -67,9 +72,10 @@ def one_sentence_errors() -> Iterator[None]:
         raise SystemExit("Interrupted; the same command goes on from where it was.") from None
     except Exception as error:
         cause = _origin(error)
-        if os.environ.get(_DEBUG) or not _is_for_the_user(cause):
+        said = _sentence(cause)
+        if os.environ.get(_DEBUG) or said is None:
             raise
-        _say(str(cause))
+        _say(said)
         raise SystemExit(2) from None
 
 
@@ -80,10 +86,24 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _is_for_the_user(error: BaseException) -> bool:
+def _sentence(error: BaseException) -> str | None:
+    """What an error says to the user; None if it is a bug of ours."""
     if str(error).startswith("Error(s) in loading state_dict"):
-        return True  # a checkpoint of another model
-    return isinstance(error, _EXPECTED) and _raised_in(error) in _SPEAKERS
+        return str(error)  # a checkpoint of another model
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"(?:GLOBAL|global) [`']?([\w.]+)", str(error))
+        return (
+            f"A file of weights holds more than data ({named[1] if named else 'other objects'}), "
+            "which would be executed. If it is a checkpoint of a run that you trust, add "
+            "--weights_only false."
+        )
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{error.filename or 'A file'}: {error.strerror}."
+    if isinstance(error, _EXPECTED) and _raised_in(error) in _SPEAKERS:
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("lightning_ript"):
+        return f"{str(error).rstrip('.')}: install what a setting asks for."
+    return None
 
 
 def _raised_in(error: BaseException) -> str:

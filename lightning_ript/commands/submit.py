@@ -21,6 +21,7 @@ from lightning_ript.storage.files import replacing
 
 LIGHTNING = ("fit", "validate")
 USAGE = "lightning-ript submit [OPTIONS] fit --config FILE ..."
+RESTARTS = 20  # after so many, a job whose processes are killed has failed
 SCRIPT, LOGS = "submit.sbatch", "slurm-{}.out"
 
 
@@ -191,17 +192,21 @@ def batch_script(command: Sequence[str], job: Job, folder: Path) -> str:
         f"cd {shlex.quote(os.getcwd())}",
         "# Since SLURM 22.05 srun does not take it over from sbatch.",
         f"export SRUN_CPUS_PER_TASK={job.cpus_per_task}",
-        "# Before the time is over, and when others need the machines: the run goes on later.",
-        "again() {",
-        '  if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then return; fi',
-        "  echo 'queueing again'",
-        '  scontrol requeue "$SLURM_JOB_ID"',
-        "}",
-        "trap again USR1 TERM",
+        "again() { echo 'queueing again'; scontrol requeue \"$SLURM_JOB_ID\"; }",
+        "told=",
+        "trap 'told=yes; again' USR1  # the time is nearly over: the run goes on later",
+        "trap 'told=yes' TERM  # cancelled, or needed by others, for which SLURM queues it again",
         "",
         "# In the background: bash runs a trap only between commands or while it waits.",
         f"srun --kill-on-bad-exit=1 {_typed(command, job, name)} &",
-        "wait $!",
+        "status=0",
+        "wait $! || status=$?",
+        'if [ -n "$told" ]; then wait; exit "$status"; fi',
+        "# A process was killed, or its node is lost: that is no fault of the run's.",
+        f'if [ "$status" -gt 128 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {RESTARTS} ]; then',
+        "  again",
+        "fi",
+        'exit "$status"',
     ]
     return "\n".join(lines) + "\n"
 

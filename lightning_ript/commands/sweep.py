@@ -15,11 +15,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_ript.callbacks import EvaluationReport, RolloutVideo
-from lightning_ript.cli import RIPTCLI, check_checkpoint, run_lightning
+from lightning_ript.cli import RIPTCLI, run_lightning
 from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.reports.short_names import telling_parts
 from lightning_ript.reports.sweep_report import CellResult, progress, write_report
+from lightning_ript.running.places import check_checkpoint
 from lightning_ript.storage.evaluation_result import EvaluationResult
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.run_directory import evaluation_path

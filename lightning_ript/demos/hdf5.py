@@ -371,9 +371,30 @@ def opened(path: str | Path) -> Iterator[h5py.Group]:
     except OSError as error:
         raise ValueError(f"{path} is damaged or no HDF5 file: {error}.") from error
     with file:
+        _refuse_other_files(file)
         if not isinstance(file.get("data"), h5py.Group):
             raise ValueError(f"{path} has no group `data`: it holds no LIBERO demonstrations.")
         yield file["data"]
+
+
+def _refuse_other_files(file: h5py.File) -> None:
+    """Links, virtual and external datasets would read any file that this process may read.
+
+    Raises:
+        ValueError: There is one.
+    """
+
+    def is_link(name: bytes, link: Any) -> str | None:
+        return name.decode() if link.type == h5py.h5l.TYPE_EXTERNAL else None
+
+    def is_elsewhere(name: str, found: Any) -> str | None:
+        elsewhere = isinstance(found, h5py.Dataset) and (found.external or found.is_virtual)
+        return name if elsewhere else None
+
+    if name := file.id.links.visit(is_link, info=True):
+        raise ValueError(f"{file.filename} links to another file, at {name}.")
+    if name := file.visititems(is_elsewhere):
+        raise ValueError(f"{file.filename} has its {name} in another file.")
 
 
 def inputs_in(data: h5py.Group) -> tuple[tuple[str, ...], dict[str, int]]:

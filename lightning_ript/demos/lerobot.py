@@ -27,6 +27,7 @@ from lightning_ript.demos.trajectory import (
     default_inputs,
     few_shot,
 )
+from lightning_ript.storage.files import below
 from lightning_ript.storage.hub import is_on_hub, local_dataset
 from lightning_ript.types import Task
 
@@ -366,7 +367,7 @@ class LeRobotDataset:
     def _file(self, pattern: str, prefix: str, episode: Mapping[str, Any], **fields: str) -> Path:
         try:
             numbers = {n: episode[f"{prefix}/{n}"] for n in ("chunk_index", "file_index")}
-            file = self.folder / pattern.format(**numbers, **fields)
+            file = below(self.folder, pattern.format(**numbers, **fields), self.folder / INFO)
         except (KeyError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{self.folder} does not say where {prefix} of an episode is ({error}): its "

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
 
 T = TypeVar("T")
+_POLL_SECONDS = 0.05
+_WAITS = (
+    itertools.count()
+)  # of this process, the same on all ranks: each wait has a name of its own
+
+
+def several_ranks() -> bool:
+    """Whether there are other processes to exchange anything with."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_objects(mine: T) -> list[T]:
@@ -15,8 +27,35 @@ def gather_objects(mine: T) -> list[T]:
     Args:
         mine: This rank's; it is pickled.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several_ranks():
         return [mine]
     everyone: list[T] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return everyone
+
+
+def shared_store(name: str) -> dist.Store:
+    """Keys and values that all ranks see.
+
+    Args:
+        name: What the keys are kept apart by.
+    """
+    return dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
+
+
+def wait_for_all(interrupt: Callable[[], None]) -> None:
+    """Waits until every rank has come here, however long it takes; every rank has to call it.
+
+    A collective would do the same, but fails after a time that suits exchanges: a rank whose
+    episodes take longer than the others' would end the run.
+
+    Args:
+        interrupt: Called now and then; raises to stop waiting.
+    """
+    if not several_ranks():
+        return
+    store = shared_store(f"wait{next(_WAITS)}")
+    store.add("ranks", 1)
+    while store.add("ranks", 0) < dist.get_world_size():
+        interrupt()
+        time.sleep(_POLL_SECONDS)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_ript.storage.files import below
 from lightning_ript.storage.hub import first_line
 
 INDEX = "model.safetensors.index.json"
@@ -51,10 +52,11 @@ def shards(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
-    missing = [name for name in names if not (folder / name).is_file()]
+    paths = {name: below(folder, name, index) for name in names}
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its {INDEX} names")
-    return [folder / name for name in names]
+    return list(paths.values())
 
 
 def shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:

@@ -70,6 +70,22 @@ def making(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def below(folder: Path, name: str, said_by: str | Path) -> Path:
+    """A file that another file names, and that must lie in its folder or below.
+
+    Args:
+        folder: The folder.
+        name: The name, relative to it.
+        said_by: What names it.
+
+    Raises:
+        ValueError: It would lie elsewhere.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{said_by} names {name}, which is not below {folder}.")
+    return folder / name
+
+
 def drafts_of(path: Path) -> list[Path]:
     """What killed processes have left of `replacing` a file."""
     return list(path.parent.glob(f".{escape(path.stem)}.*{escape(path.suffix)}"))

@@ -23,8 +23,9 @@ class Journal:
 
     Args:
         folder: Where journals lie.
-        label: Says of what iteration and by which policy the groups are. What lies there under
-            another label is of no use any more.
+        label: Says of what iteration (`label_of`) and by which policy the groups are. What lies
+            there under another label is of no use any more; if it is of the same iteration, a line
+            says so.
         clean: Whether to remove that; one process of a run does it.
     """
 
@@ -32,8 +33,15 @@ class Journal:
         self.folder = folder / label
         if clean and folder.is_dir():
             for other in folder.iterdir():
-                if other != self.folder:
-                    shutil.rmtree(other, ignore_errors=True)
+                if other == self.folder:
+                    continue
+                if other.name.startswith(label.partition("_")[0] + "_"):
+                    log.info(
+                        "%d groups of this iteration had been finished before, by other weights or "
+                        "with other settings: they are run again.",
+                        len(list(other.glob("group_*.pt"))),
+                    )
+                shutil.rmtree(other, ignore_errors=True)
 
     def write(self, group: RolloutGroup, kept: bool) -> bool:
         """Adds a group; of one that is dropped, only how its episodes ended.
@@ -91,9 +99,9 @@ def remove_journals(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def label_of(*said: object) -> str:
-    """A name for whatever decides which groups come about."""
-    return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
+def label_of(iteration: int, *said: object) -> str:
+    """A name for an iteration and whatever else decides which groups come about."""
+    return f"iteration{iteration}_{hashlib.sha256(repr(said).encode()).hexdigest()[:32]}"
 
 
 def fingerprint(parameters: Iterable[tuple[str, nn.Parameter]]) -> tuple[object, ...]:

@@ -41,9 +41,9 @@ class RunLock:
         self._mine = json.dumps(
             {
                 "host": socket.gethostname(),
-                "machine": _machine(),
+                "machine": machine(),
                 "pid": os.getpid(),
-                "process_started": _started(os.getpid()),
+                "process_started": started(os.getpid()),
                 "job": os.environ.get("SLURM_JOB_ID"),
                 "restarts": os.environ.get("SLURM_RESTART_COUNT", "0"),
                 "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -129,9 +129,9 @@ class RunLock:
             return {}
 
     def _is_stale(self, holder: dict[str, Any]) -> bool:
-        if holder.get("machine") == _machine():
-            started = _started(int(holder["pid"]))
-            return started is None or started != holder.get("process_started")
+        if holder.get("machine") == machine():
+            began = started(int(holder["pid"]))
+            return began is None or began != holder.get("process_started")
         job, restarts = holder.get("job"), os.environ.get("SLURM_RESTART_COUNT", "0")
         if job is not None and job == os.environ.get("SLURM_JOB_ID"):
             return holder.get("restarts") != restarts or self._age() > SILENCE
@@ -161,7 +161,7 @@ class RunLock:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _machine() -> str:
+def machine() -> str:
     """Tells machines and containers apart, whose process numbers mean different processes."""
     parts = [socket.gethostname()]
     with suppress(OSError):
@@ -171,7 +171,7 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _started(pid: int) -> str | None:
+def started(pid: int) -> str | None:
     """When a process began, in the kernel's ticks; None if there is none of that number."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

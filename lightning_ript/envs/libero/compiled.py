@@ -41,12 +41,16 @@ def compiled_model(xml: str) -> mujoco.MjModel:
     Raises:
         ValueError: If MuJoCo cannot compile it.
     """
-    folder = cache_folder() / "compiled"
+    try:
+        folder = cache_folder() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("%s Until then every simulator compiles its scenes itself.", error)
+        return mujoco.MjModel.from_xml_string(xml)
     path = folder / f"{_fingerprint(xml)}.mjb"
     if (model := _load(path)) is not None:
         return model
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # others that want it wait instead of compiling
             if (model := _load(path)) is not None:
                 return model

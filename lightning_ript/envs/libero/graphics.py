@@ -121,11 +121,13 @@ def device_variables(device: int) -> dict[str, str]:
     if choose_backend() != "egl":
         return {}
     gpus = _gpus() or ["0"]  # Mesa's EGL, in software
-    chosen = os.environ.get(_DEVICE, gpus[device % len(gpus)])
+    given = os.environ.get(_DEVICE)
+    chosen = gpus[device % len(gpus)] if given is None else given.strip()
     if not chosen.isdigit():
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES names a GPU {chosen!r}, but EGL knows GPUs by number only: set "
-            f"{_DEVICE} to the number of the one to draw on, or MUJOCO_GL=osmesa."
+            f"{'CUDA_VISIBLE_DEVICES' if given is None else _DEVICE} names a GPU {chosen!r}, but "
+            f"EGL knows GPUs by number only: set {_DEVICE} to the number of the one to draw on, or "
+            "MUJOCO_GL=osmesa."
         )
     # robosuite wants the one among the other; workers use CUDA for nothing else.
     return {_DEVICE: chosen, "CUDA_VISIBLE_DEVICES": chosen}

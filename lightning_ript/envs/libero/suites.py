@@ -23,6 +23,7 @@ SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero
 
 _INIT_STATE_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),  # since NumPy 2
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("_codecs", "encode"),
@@ -166,13 +167,16 @@ def read_states(path: Path) -> np.ndarray:
                 with archive.open(pickled) as file:
                     states = _ArrayUnpickler(file).load()
         states = np.asarray(states, dtype=np.float64)
-    except (zipfile.BadZipFile, EOFError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, EOFError, ImportError, TypeError, ValueError, _Refused) as error:
         raise ValueError(f"{path} is not a file of initial states ({error}).") from error
     if states.ndim != 2 or not states.size:
         raise ValueError(f"{path} holds an array {states.shape}, but states are (n, 1 + nq + nv).")
     if not np.isfinite(states).all():
         raise ValueError(f"{path} holds states that are not finite (NaN or infinite).")
     return states
+
+
+_Refused = pickle.UnpicklingError
 
 
 class _ArrayUnpickler(pickle.Unpickler):

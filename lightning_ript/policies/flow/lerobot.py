@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_ript.policies.safetensor_files import SINGLE, opened, shards
-from lightning_ript.storage.files import replacing
+from lightning_ript.storage.files import below, replacing
 
 PATTERNS = ("*.json", "*.safetensors")
 CONFIG = "config.json"
@@ -138,7 +138,7 @@ def read_published(folder: Path, kind: str) -> Published:
     steps = [*_steps(folder, PREPROCESSOR), *_steps(folder, POSTPROCESSOR)]
     if steps:
         numbers = {
-            name: (step["config"], load_file(folder / step["state_file"]))
+            name: (step["config"], load_file(below(folder, step["state_file"], folder)))
             for step in steps
             if (name := step["registry_name"]) in ("normalizer_processor", "unnormalizer_processor")
         }

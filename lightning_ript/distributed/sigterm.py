@@ -1,0 +1,54 @@
+"""SIGTERM, by which schedulers end a job: where several processes run, each stops by itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+log = logging.getLogger(__name__)
+
+
+def check_sigterm(trainer: L.Trainer) -> None:
+    """Stops at once instead of at the end of the epoch, when Lightning would look.
+
+    Raises:
+        SIGTERMException: This process was told to end.
+    """
+    if trainer.received_sigterm:
+        raise SIGTERMException
+
+
+def take_sigterm(trainer: L.Trainer) -> None:
+    """Replaces what a trainer does when it is told to end.
+
+    Lightning's handler broadcasts from within the signal. So it waits forever where one rank alone
+    is told, and meets another collective where a rank is busy with one. When SLURM announces the
+    end of a job's time, it saves in the midst of an iteration.
+
+    Args:
+        trainer: Its processes have been started, and it has not yet run anything.
+    """
+    connector: Any = trainer._signal_connector
+
+    def handle(number: int, frame: Any) -> None:
+        if connector.received_sigterm:
+            return
+        connector.received_sigterm = True
+        log.info("Rank %d: received SIGTERM.", trainer.global_rank)
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(number)  # tells the processes that it has started
+
+    def queue_again(number: int, frame: Any) -> None:
+        if trainer.is_global_zero:
+            log.info("Queueing again: the job's time is nearly over.")
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        handle(number, frame)
+
+    # Registered before it runs anything; the second under SLURM alone.
+    connector._sigterm_notifier_fn = handle
+    connector._slurm_sigusr_handler_fn = queue_again

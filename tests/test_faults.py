@@ -1,0 +1,68 @@
+"""What ends a run at any stage of an iteration costs that iteration and nothing else."""
+
+import signal
+import sys
+
+import pytest
+from fault_probe import fault
+from toy_runs import assert_same_state, checkpoint, fit, history, start
+
+EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
+STAGES = ("collecting", "learning", "evaluating", "saving")
+SIGNALS = ("SIGTERM", "SIGKILL")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("whole"), 3, *EVALUATED)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A run for each signal and stage, as many at once as there are stages."""
+    found = {}
+    for name in SIGNALS:
+        processes = {}
+        for stage in STAGES:
+            folder = tmp_path_factory.mktemp(f"{name}_{stage}")
+            processes[stage] = folder, start(folder, 3, *EVALUATED, *fault(folder, name, stage))
+        for stage, (folder, process) in processes.items():
+            said = "".join(process.communicate(timeout=300))
+            found[name, stage] = folder, process.returncode, said
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", SIGNALS)
+def test_the_same_command_goes_on(ended, whole, name, stage):
+    folder, code, said = ended[name, stage]
+    assert code == (1 if name == "SIGTERM" else -signal.SIGKILL), said
+    assert "Traceback" not in said
+    assert ("Stopped by SIGTERM" in said) == (name == "SIGTERM"), said
+    before = checkpoint(folder)["epoch"]
+    assert before == 0 or (name, stage, before) == ("SIGTERM", "saving", 1)
+    again = fit(folder, 3, *EVALUATED, *fault(folder, name, stage))
+    assert_same_state(again, whole)
+    assert [entry["iteration"] for entry in history(folder)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "WandbLogger"])
+def test_a_logger_that_is_gone(tmp_path, capsys, monkeypatch, logger):
+    for name in ("tensorboard", "tensorboardX", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)
+    path = f"lightning.pytorch.loggers.{logger}"
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, 1, f"--trainer.logger={path}", f"--trainer.logger.save_dir={tmp_path}")
+    assert caught.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "error" in x]
+    assert "tensorboard" in line or "wandb" in line
+    assert not (tmp_path / "history.json").exists()
+
+
+def test_a_logger_that_cannot_write(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    logger = "--trainer.logger=lightning.pytorch.loggers.CSVLogger"
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path / "run", 1, logger, f"--trainer.logger.save_dir={tmp_path}/file")
+    assert caught.value.code == 2
+    assert f"{tmp_path}/file" in capsys.readouterr().err
