@@ -9,14 +9,9 @@ RUN ?= runs/quickstart/seed$(SEED)
 
 BIN := $(VENV)/bin
 RIPT := $(BIN)/lightning-ript
-QUICK := configs/quickstart
 EVERYTHING := .[assets,dev,lerobot,openvla,quantization,tensorboard,wandb]
 # Two files at a time, for two cores; the tests of a file share what it has prepared.
 PYTEST := pytest --numprocesses 2 --dist loadfile
-PRACTICE = --config $(QUICK)/libero.yaml --config $(QUICK)/ript.yaml --config $(QUICK)/policy.yaml \
-  --model.policy.checkpoint $(RUN)/sft/checkpoints/last.ckpt \
-  --data.seed $(SEED) --seed_everything $(SEED) --run_dir $(RUN)/ript
-
 .PHONY: help install quickstart test test-lowest lint gpu-check clean
 
 help:
@@ -44,21 +39,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 # Every step goes on where it was interrupted, and does nothing when it has been done.
 quickstart: install
-	$(RIPT) collect-demos --config $(QUICK)/demos.yaml --out $(RUN)/demonstrations --seed $(SEED)
-	$(RIPT) fit --config $(QUICK)/autoencoder.yaml --config $(QUICK)/policy.yaml \
-	  --model.policy.sizes.dropout 0 \
-	  --data.files [$(RUN)/demonstrations] \
-	  --seed_everything $(SEED) --run_dir $(RUN)/autoencoder
-	$(RIPT) fit --config $(QUICK)/sft.yaml --config $(QUICK)/policy.yaml \
-	  --data.files [$(RUN)/demonstrations] \
-	  --model.policy.checkpoint $(RUN)/autoencoder/checkpoints/last.ckpt \
-	  --seed_everything $(SEED) --run_dir $(RUN)/sft
-	test -f $(RUN)/ript/evaluation/before.json || $(RIPT) validate $(PRACTICE) \
-	  --config $(QUICK)/before.yaml
-	test -f $(RUN)/ript/evaluation/after.json || { $(RIPT) fit $(PRACTICE) && \
-	  $(RIPT) validate $(PRACTICE) --config $(QUICK)/after.yaml \
-	    --ckpt_path $(RUN)/ript/checkpoints/last.ckpt; }
-	$(RIPT) report $(RUN)/ript/evaluation/before.json $(RUN)/ript/evaluation/after.json $(RUN)/ript
+	$(RIPT) quickstart --seed $(SEED) --run $(RUN)
 
 test: install lint $(VENV)/libero-pro
 	$(BIN)/$(PYTEST)

@@ -191,29 +191,25 @@ GOLDEN: dict[str, Golden] = {
 
 
 @torch.no_grad()
-def _difference(name: str, device: str, dtype: torch.dtype) -> float:
-    """The largest difference of a small policy's output from the CPU's in float32, relatively."""
+def _difference(name: Name, device: str, dtype: torch.dtype) -> float:
+    """How far a small policy's output is from the CPU's in float32."""
     outputs = []
     for where, precision in (("cpu", torch.float32), (device, dtype)):
         torch.manual_seed(0)
-        with _plain_products():
-            if name == "smolvla":
-                network = memory.SmolVLANetwork(memory.MIDDLE)
-                state = {n: p.clone() for n, p in network.state_dict().items()}
-                network = network.to(where, precision)
-                network.load_state_dict(state)
-                model = memory.flow_model(network, name, "expert", None, False)
-                outputs.append(_velocity(network, where, precision).float().cpu())
-            else:
-                model = memory.make(name, "expert", None, False, "float32", "cpu", smaller=True)  # type: ignore[arg-type]
-                module = model.module.to(where, precision)
-                outputs.append(_mean(module, where, precision).float().cpu())
+        model = memory.make(name, "expert", None, False, "float32", "cpu", smaller=True)
+        network = model.module.float().to(where)
+        output = _velocity if name == "smolvla" else _mean
+        with (
+            _plain_products(),
+            torch.autocast(where, precision, enabled=precision != torch.float32),
+        ):
+            outputs.append(output(network, where))
     return _apart(outputs[1], outputs[0])
 
 
 @contextmanager
 def _plain_products() -> Iterator[None]:
-    """Plain float32 products: TF32 is a choice of the user's."""
+    """Float32 products in float32: TF32 is a choice of the user's."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -222,28 +218,29 @@ def _plain_products() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _velocity(network: Any, device: str, dtype: torch.dtype) -> torch.Tensor:
+def _velocity(network: Any, device: str) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     side = network.sizes.vision.image
     seen = memory.Seen(
-        torch.rand(2, 2, 3, side, side, generator=generator).to(device, dtype),
+        torch.rand(2, 2, 3, side, side, generator=generator).to(device),
         torch.ones(2, 2, dtype=torch.bool, device=device),
         torch.arange(48, device=device).reshape(2, 24),
         torch.ones(2, 24, dtype=torch.bool, device=device),
-        torch.rand(2, network.state_dim, generator=generator).to(device, dtype),
+        torch.rand(2, network.state_dim, generator=generator).to(device),
     )
-    x = torch.randn(2, network.chunk, network.action_dim, generator=generator).to(device, dtype)
-    time_ = torch.full((2,), 0.5, device=device, dtype=dtype)
-    velocity: torch.Tensor = network.velocity(network.prefix(seen), x, time_)[0]
+    x = torch.randn(2, network.chunk, network.action_dim, generator=generator).to(device)
+    velocity: torch.Tensor = network.velocity(
+        network.prefix(seen), x, torch.full((2,), 0.5, device=device)
+    )[0]
     return velocity
 
 
-def _mean(model: Any, device: str, dtype: torch.dtype) -> torch.Tensor:
+def _mean(model: Any, device: str) -> torch.Tensor:
     import openvla_oft
 
     torch.manual_seed(1)
     tokens, mask, pixels, proprio = openvla_oft.made_up(model, 2, "cpu")
-    inputs = tokens.to(device), mask.to(device), pixels.to(device, dtype), proprio.to(device)
+    inputs = tokens.to(device), mask.to(device), pixels.float().to(device), proprio.to(device)
     mean: torch.Tensor = model(*inputs, "prefix_cache").mean
     return mean
 
@@ -264,7 +261,7 @@ def pictures(device: str, rounds: int) -> Iterator[Finding]:
                 ((_, observation),) = pool.wait()
                 started = time.perf_counter()
                 for _ in range(rounds):
-                    pool.step(0, np.zeros((8, 7), dtype=np.float32))
+                    pool.step_chunk(0, np.zeros((8, 7), dtype=np.float32))
                     pool.wait()
                 each = (time.perf_counter() - started) / rounds
             finally:

@@ -77,6 +77,13 @@ MIDDLE = replace(
     expert=replace(SMOLVLA.expert, layers=8),
 )
 
+SMALL = replace(
+    SMOLVLA,
+    vision=replace(SMOLVLA.vision, layers=1, image=64),
+    language=replace(SMOLVLA.language, layers=2),
+    expert=replace(SMOLVLA.expert, layers=2),
+)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -198,7 +205,7 @@ def make(
     with torch.device(device):
         network: FlowNetwork
         if policy == "smolvla":
-            network = SmolVLANetwork(MIDDLE if smaller else SMOLVLA)
+            network = SmolVLANetwork(SMALL if smaller else SMOLVLA)
         else:
             network = Pi0Network(replace(PI0, adaptive=policy == "pi05"))
         dtype = weight_dtypes(network, precision, {"train": train, "lora": sizes})

@@ -30,7 +30,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_ript.commands import COMMANDS
+from lightning_ript.commands import COMMANDS, usage
 from lightning_ript.commands.errors import (
     LightningCommandParser,
     one_sentence_errors,
@@ -40,6 +40,7 @@ from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.running.callback_rules import check_callbacks
+from lightning_ript.running.configs import with_config_paths
 from lightning_ript.running.places import check_checkpoint, check_run_dir, expanded
 from lightning_ript.running.rank_watch import ENDS_TOO, RankWatch, is_broken_connection
 from lightning_ript.running.resumed_settings import ResumedSettings
@@ -337,7 +338,11 @@ def _take_hangups_for_sigterm() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the console script."""
+    """Does what was typed.
+
+    Args:
+        arguments: A command and its arguments; the program's own by default.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settle()
@@ -349,15 +354,12 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Nothing here changes what a policy returns in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in COMMANDS:
-        with one_sentence_errors():
-            COMMANDS[arguments[0]][0](arguments[1:])
-        return
+    arguments = with_config_paths(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        own = "".join(f"  {name:14} {text}\n" for name, (_, text) in COMMANDS.items())
-        sys.stdout.write(f"usage: lightning-ript COMMAND [--config FILE ...]\n\ncommands:\n{own}")
-        sys.stdout.write("  fit, validate  train or evaluate; LightningCLI's, see fit --help\n")
+        sys.stdout.write(usage())
         return
     with one_sentence_errors():
-        run_lightning(RIPTCLI, arguments)
+        if arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]][0](arguments[1:])
+        else:
+            run_lightning(RIPTCLI, arguments)

@@ -169,3 +169,13 @@ def test_kills_change_nothing(tmp_path):
     printed = script("kills.py", "--kills=4", f"--out={tmp_path}")
     assert "bit for bit" in printed
     assert (tmp_path / "killed" / "history.json").is_file()
+
+
+def test_the_check_of_a_gpu_runs_on_a_cpu(tmp_path):
+    found, printed = run("gpu_check.py", tmp_path / "gpu.json", "--device=cpu", "--rounds=1")
+    wrong = [each["what"] for each in found if each["fine"] is False]
+    assert not wrong
+    names = " ".join(each["what"] for each in found)
+    for part in ("machine", "smolvla", "openvla_oft", "pictures", "QueST, learning", "two ranks"):
+        assert part in names, part
+    assert "Without a GPU: small sizes" in printed

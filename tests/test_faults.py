@@ -1,11 +1,16 @@
 """What ends a run at any stage of an iteration costs that iteration and nothing else."""
 
+import os
 import signal
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from fault_probe import fault
-from toy_runs import assert_same_state, checkpoint, fit, history, start
+from toy_runs import arguments, assert_same_state, checkpoint, fit, history, start
+from two_processes import begin
 
 EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 STAGES = ("collecting", "learning", "evaluating", "saving")
@@ -66,3 +71,35 @@ def test_a_logger_that_cannot_write(tmp_path, capsys):
         fit(tmp_path / "run", 1, logger, f"--trainer.logger.save_dir={tmp_path}/file")
     assert caught.value.code == 2
     assert f"{tmp_path}/file" in capsys.readouterr().err
+
+
+def test_ctrl_c_twice_leaves_nobody_behind(tmp_path):
+    """As a terminal sends it: to the whole process group."""
+    endless = ["--data.init_args.dynamic_sampling=false", "--data.init_args.num_workers=2"]
+    process = begin(arguments(tmp_path, 1000, *endless))
+    until = time.monotonic() + 100
+    while not (tmp_path / "checkpoints" / "last.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode, out + err
+    deadline = time.monotonic() + 20
+    while members(process.pid) and time.monotonic() < deadline:  # they notice that it has gone
+        time.sleep(0.1)
+    assert not members(process.pid), err
+    done = len(history(tmp_path))
+    fit(tmp_path, done + 1, *endless)
+    assert len(history(tmp_path)) == done + 1
+
+
+def members(group):
+    """Processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z" and int(fields[2]) == group:
+                found.append(path.parent.name)
+    return found

@@ -1,6 +1,6 @@
 """The program's own commands, beside LightningCLI's `fit` and `validate`.
 
-Each is a function, imported only when its command is given.
+Each is a function, imported only when its command is given, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any
 
-from jsonargparse import auto_cli
-
-from lightning_ript.commands.errors import CommandParser
-
 
 def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
     """A command that is a function, or has several as subcommands; imported when it is called."""
 
     def run(arguments: list[str]) -> None:
+        from jsonargparse import auto_cli
+
+        from lightning_ript.commands.errors import CommandParser
+
         found = [resolve_name(f"lightning_ript.{function}") for function in functions]
         auto_cli(
             found if len(found) > 1 else found[0],
@@ -30,6 +30,8 @@ def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
 
 
 def _export(arguments: list[str]) -> None:
+    from lightning_ript.commands.errors import CommandParser
+
     export = resolve_name("lightning_ript.policies.quest.export:export")
     parser = CommandParser(prog="lightning-ript export", description=export.__doc__)
     parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
@@ -52,12 +54,17 @@ def _submit(arguments: list[str]) -> None:
 
 def _compare(arguments: list[str]) -> None:
     from lightning_ript.commands.compare import compare
+    from lightning_ript.commands.errors import CommandParser
 
     parser = CommandParser(prog="lightning-ript compare", description="Compares finished runs.")
     parser.add_argument("runs", nargs="+", type=str, help="a line each, see docs/evaluation.md")
     parser.add_argument("--out", required=True, type=str, help="folder of the tables and the plot")
     settings = parser.parse_args(arguments)
     compare(settings.runs, settings.out)
+
+
+def _configs(arguments: list[str]) -> None:
+    resolve_name("lightning_ript.running.configs:show_configs")(arguments)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -82,7 +89,25 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         _own("report", "commands.summary:report"),
         "summarize a run: success before and after, curve, videos",
     ),
+    "configs": (_configs, "list the configs that come with the package, or show one"),
+    "doctor": (
+        _own("doctor", "commands.doctor:doctor"),
+        "is everything here that a run needs, and if not, what helps",
+    ),
+    "quickstart": (
+        _own("quickstart", "commands.quickstart:quickstart"),
+        "demonstrations, SFT, RIPT and evaluation on one LIBERO task",
+    ),
     "submit": (_submit, "hand a command to SLURM, as a job or as an array of them"),
     "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
     "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
 }
+
+
+def usage() -> str:
+    """What `--help` shows."""
+    own = "".join(f"  {name:14} {text}\n" for name, (_, text) in COMMANDS.items())
+    return (
+        f"usage: lightning-ript COMMAND [--config FILE ...]\n\ncommands:\n{own}"
+        "  fit, validate  train or evaluate; LightningCLI's, see fit --help\n"
+    )

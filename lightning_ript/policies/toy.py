@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from lightning_ript.policies.sampling import sample_tokens
 from lightning_ript.types import Observation, Task
 
 _TASK_SLOTS = 8
+# Products of other sizes are rounded otherwise. With one size, a run that was interrupted, and so
+# decides in other batches, repeats every bit.
+_ROWS = 32
 
 
 class ToyPolicy(PolicyAdapter):
@@ -46,11 +50,13 @@ class ToyPolicy(PolicyAdapter):
         to_goal = np.stack([o["joint_states"][:2] - o["ee_pos"][:2] for o in observations])
         heading = to_goal / np.linalg.norm(to_goal, axis=1, keepdims=True)
         # Each task sees the heading in places of its own, as it needs another answer to it.
-        features = torch.zeros(len(tasks), _TASK_SLOTS, 2, device=self.device)
+        rows = math.ceil(len(tasks) / _ROWS) * _ROWS
+        features = torch.zeros(rows, _TASK_SLOTS, 2, device=self.device)
         slots = [task.index % _TASK_SLOTS for task in tasks]
         features[range(len(tasks)), slots] = torch.from_numpy(heading).to(features)
         features = features.flatten(1)
-        logits = self._logits(features)
+        logits = self._logits(features)[: len(tasks)]
+        features = features[: len(tasks)]
         indices = sample_tokens(logits, noise) if noise is not None else logits.argmax(-1)
         log_probs = logits.log_softmax(-1).gather(-1, indices.unsqueeze(-1)).squeeze(-1)
         record = {

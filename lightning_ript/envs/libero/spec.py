@@ -26,6 +26,7 @@ from lightning_ript.envs.libero.suites import (
     scene,
 )
 from lightning_ript.envs.libero.task_files import TaskFile, check_task_files, find_task_files
+from lightning_ript.storage.files import cache_folder
 from lightning_ript.types import Context, Task
 
 Mode = Literal["exact", "fast"]
@@ -182,9 +183,10 @@ class LiberoSpec(EnvironmentSpec):
 
         Raises:
             ValueError: If a setting is wrong.
-            OSError: If the OpenGL library or the assets are missing.
+            OSError: If the OpenGL library or the assets are missing, or there is no cache folder.
             ModuleNotFoundError: If LIBERO is not installed.
         """
+        cache_folder()  # LIBERO reads where its files are from a file there
         if self.bddl is None and self.init_states is not None:
             raise ValueError("init_states are of tasks that bddl names: set it, too.")
         if self.bddl is not None and self.suite in SUITES:

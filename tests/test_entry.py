@@ -1,0 +1,92 @@
+"""What answers at once, and configs that are found from any folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from toy_runs import history
+
+from lightning_ript.__main__ import main as entry
+from lightning_ript.cli import main
+from lightning_ript.commands.quickstart import steps
+from lightning_ript.running.configs import CONFIGS, find_config, names, with_config_paths
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; sys.argv = ['lightning-ript', {!r}];"
+        "from lightning_ript.__main__ import main; main();"
+        "assert not {{'torch', 'lightning', 'jsonargparse'}} & set(sys.modules)"
+    )
+    for what, said in (("--help", "quickstart"), ("configs", "quest/libero_90/ript")):
+        command = [sys.executable, "-c", code.format(what)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
+def test_every_config_says_what_it_is(capsys):
+    main(["configs"])
+    for line in capsys.readouterr().out.splitlines():
+        name, _, summary = line.partition(" ")
+        assert len(summary.strip()) > 8, name
+
+
+def test_a_config_is_shown(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["lightning-ript", "configs", "toy"])
+    entry()
+    assert yaml.safe_load(capsys.readouterr().out)["run_dir"] == "runs/toy"
+    with pytest.raises(SystemExit, match="No config has 'moon' in its name"):
+        main(["configs", "moon"])
+
+
+def test_configs_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = str(CONFIGS / "quest" / "ript.yaml")
+    for name in ("quest/ript", "quest/ript.yaml", "configs/quest/ript.yaml"):
+        assert find_config(name) == expected
+    assert find_config("../__init__.py") == "../__init__.py"
+    (tmp_path / "quest").mkdir()
+    (tmp_path / "quest" / "ript").write_text("")
+    assert find_config("quest/ript") == "quest/ript"  # a file of that path wins
+    typed = ["fit", "--config", "toy", "--config=quest/sft", "-c", "toy", "--name", "toy"]
+    assert with_config_paths(typed) == [
+        *("fit", "--config", str(CONFIGS / "toy.yaml")),
+        f"--config={CONFIGS / 'quest' / 'sft.yaml'}",
+        *("-c", str(CONFIGS / "toy.yaml"), "--name", "toy"),
+    ]
+
+
+def test_a_run_from_another_folder(tmp_path, monkeypatch):
+    place = tmp_path / "Räume mit Platz"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    short = ["--trainer.limit_val_batches=0", "--data.groups_per_iteration=4"]
+    main(["fit", "--config", "toy", "--run_dir=lauf", "--trainer.max_epochs=1", *short])
+    assert len(history(place / "lauf")) == 1
+
+
+def test_the_wheel_holds_the_configs():
+    listed = {
+        str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert listed == {f"{name}.yaml" for name in names()}
+
+
+def test_the_quickstarts_steps(tmp_path):
+    """Each command's settings are those that it knows; the whole runs with `make quickstart`."""
+    (tmp_path / "demonstrations").mkdir()
+    todo = steps(3, tmp_path)
+    assert [step.arguments[0] for step in todo] == [
+        *("collect-demos", "fit", "fit", "validate", "fit", "validate", "report")
+    ]
+    for step in todo:
+        for argument in step.arguments:
+            option, _, value = argument.partition("=")
+            assert option != "--config" or Path(value).is_file(), argument
+            assert "seed" not in option or value == "3"
+    assert todo[4].result == todo[5].result == tmp_path / "ript" / "evaluation" / "after.json"
