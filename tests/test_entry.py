@@ -1,5 +1,7 @@
 """What answers at once, and configs that are found from any folder."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,47 @@ def test_the_wheel_holds_the_configs():
         str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")
     }
     assert listed == {f"{name}.yaml" for name in names()}
+
+
+def test_from_the_wheel(tmp_path):
+    """In a folder with spaces and other letters, without a locale, the clone out of reach."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    alone = ["--no-deps", "--no-build-isolation"]
+    copy = shutil.copytree(
+        ROOT,
+        tmp_path / "clone",
+        symlinks=True,
+        ignore=lambda folder, names: {n for n in names if n in (".git", ".venv", "runs", "build")},
+    )
+    subprocess.run([*pip, "wheel", *alone, f"--wheel-dir={tmp_path}", str(copy)], check=True)
+    (wheel,) = tmp_path.glob("lightning_ript-*.whl")
+    site, place = tmp_path / "site", tmp_path / "eine Mappe für Läufe"
+    subprocess.run([*pip, "install", "--no-deps", f"--target={site}", str(wheel)], check=True)
+    place.mkdir()
+    command = [
+        *(sys.executable, "-m", "lightning_ript", "fit", "--config=toy", "--run_dir=lauf"),
+        *("--trainer.max_epochs=1", "--data.groups_per_iteration=4"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(site), "LC_ALL": "C", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(history(place / "lauf")) == 1
+    where = "import lightning_ript; print(lightning_ript.__file__)"
+    shown = subprocess.run(
+        [sys.executable, "-c", where],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.startswith(str(site))
 
 
 def test_the_quickstarts_steps(tmp_path):

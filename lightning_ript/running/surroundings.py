@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -17,12 +19,16 @@ def settle() -> None:
     """Changes the variables of this process and of those that it starts.
 
     - Pictures go to files, whatever a notebook draws with.
+    - Where the locale has only ASCII, other letters are shown as question marks.
     - Ranks without the address of their first process are left over from another program; believing
       them, this one would write nothing, or wait for processes that nobody started.
     - In the shell of a SLURM allocation a command that is typed without `srun` is one process.
       Lightning would take it for a task of the job, and fail to find its number.
     """
     os.environ["MPLBACKEND"] = "Agg"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     left_over = [name for name in _RANKS if name in os.environ]
     if left_over and "MASTER_ADDR" not in os.environ:
         for name in left_over:
