@@ -20,7 +20,7 @@ help:
 	@echo "make test         lint and tests"
 	@echo "make test-lowest  the tests with the oldest libraries that setup.cfg allows"
 	@echo "make lint         ruff and mypy"
-	@echo "make gpu-check    what this project does on a GPU here, as a table (ten minutes)"
+	@echo "make gpu-check    check correctness, speed and memory on a GPU; prints a table"
 
 install: $(VENV)/.installed
 

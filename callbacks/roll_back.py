@@ -64,7 +64,8 @@ class RollBack(Callback):
         self._times += 1
         best = self._checkpoint(trainer)
         assert best is not None
-        contents = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        # This run has written it, whatever its callbacks keep there.
+        contents = torch.load(best.best_model_path, map_location="cpu", weights_only=False)
         pl_module.on_load_checkpoint(contents)
         pl_module.load_state_dict(contents["state_dict"])
         for optimizer, state in zip(trainer.optimizers, contents["optimizer_states"], strict=True):

@@ -24,7 +24,7 @@ Everything that serves the loop has a room of its own:
     console      what a terminal shows while it waits
     reports      tables and charts of results
     callbacks    what watches a run
-    running      what is seen to before a run starts, and between its processes
+    running      checks before a run starts, and ranks that watch each other
     commands     the program's other commands
 
 Nothing of it is imported here: simulator workers import this package and must not load torch.

@@ -29,7 +29,7 @@ def healthy():
 def test_here_everything_is_fine(capsys):
     main(["doctor"])
     out = capsys.readouterr().out
-    assert "All that a run needs is here." in out
+    assert "This machine has what a LIBERO run needs." in out
     assert "NO" not in {line[:2] for line in out.splitlines()}
     for what in ("Python", "MuJoCo", "drawing by osmesa", "LIBERO's assets", "/dev/shm", "SLURM"):
         assert what in out
@@ -38,11 +38,9 @@ def test_here_everything_is_fine(capsys):
 def test_something_broken_decides_the_status(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", (doctor.mujoco,))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.5.0")
-    with pytest.raises(SystemExit, match="To be mended before anything runs: MuJoCo"):
+    with pytest.raises(SystemExit, match="Fix before running LIBERO: MuJoCo"):
         main(["doctor"])
-    assert (
-        "NO  MuJoCo             3.5.0, in which LIBERO moves otherwise" in capsys.readouterr().out
-    )
+    assert "NO  MuJoCo             3.5.0, with which LIBERO behaves" in capsys.readouterr().out
 
 
 def test_no_mujoco(monkeypatch):
@@ -112,7 +110,7 @@ def test_cores_and_memory(monkeypatch):
     monkeypatch.setattr(doctor, "_memory", lambda: 0.7 * doctor.GIB)
     found = lines(doctor.workers)
     assert found["cores"].said.startswith("6: data.num_workers 6 to 8")
-    assert found["memory"].said == "0.7 GiB available, for 1 simulators"
+    assert found["memory"].said == "0.7 GiB available, enough for 1 simulators"
     assert not found["memory"].fine
 
 
@@ -144,4 +142,4 @@ def test_the_hub(monkeypatch):
 def test_extras(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = lines(doctor.extras)["timm"].said
-    assert said == "not installed, for OpenVLA-OFT: pip install 'lightning-ript[openvla]'"
+    assert said == "not installed, for OpenVLA-OFT: the extra `openvla`"

@@ -42,13 +42,13 @@ def test_what_is_told():
 def test_nothing_is_told_of_the_same(two, tmp_path, capsys, caplog):
     run = fit(two("constant", tmp_path), 3)
     assert run["settings"]
-    assert "other settings" not in caplog.text
+    assert "changed settings" not in caplog.text
 
 
 def test_another_learning_rate_counts(two, tmp_path, caplog):
     fit(two("constant", tmp_path), 4, f"{LR}=0.003")
     assert rates(tmp_path) == pytest.approx([0.01, 0.01, 0.003, 0.003])
-    assert "Going on with other settings: model.optimizer.lr 0.003 (it was 0.01)." in caplog.text
+    assert "Resuming with changed settings: model.optimizer.lr 0.003 (it was 0.01)." in caplog.text
 
 
 def test_a_schedule_goes_on_at_the_new_rate(two, tmp_path):
@@ -84,7 +84,7 @@ def test_a_schedule_that_stays_is_the_same_bit_for_bit(two, tmp_path):
 def test_these_may_change(two, tmp_path, setting, caplog):
     fit(two("constant", tmp_path), 3, setting)
     name = setting.removeprefix("--").replace("init_args.", "").partition("=")[0]
-    assert f"Going on with other settings: {name} " in caplog.text
+    assert f"Resuming with changed settings: {name} " in caplog.text
     assert len(history(tmp_path)) == 3
 
 

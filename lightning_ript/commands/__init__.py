@@ -44,6 +44,17 @@ def _export(arguments: list[str]) -> None:
         export(**settings.as_dict())
 
 
+def _report(arguments: list[str]) -> None:
+    from lightning_ript.commands.errors import CommandParser
+    from lightning_ript.commands.summary import report_on
+
+    parser = CommandParser(prog="lightning-ript report", description=report_on.__doc__)
+    parser.add_argument("runs", nargs="+", type=str, help="run directories")
+    parser.add_argument("--out", type=str, help="the page; <first run>/report.html by default")
+    settings = parser.parse_args(arguments)
+    report_on(settings.runs, settings.out)
+
+
 def _sweep(arguments: list[str]) -> None:
     resolve_name("lightning_ript.commands.sweep:run_sweep")(arguments)
 
@@ -85,14 +96,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         _own("new-smolvla", "policies.smolvla.create:new_smolvla"),
         "make a small SmolVLA for supervised fine-tuning on demonstrations",
     ),
-    "report": (
-        _own("report", "commands.summary:report"),
-        "summarize a run: success before and after, curve, videos",
-    ),
+    "report": (_report, "one HTML page of a run, or of several: figures, videos, settings"),
     "configs": (_configs, "list the configs that come with the package, or show one"),
     "doctor": (
         _own("doctor", "commands.doctor:doctor"),
-        "is everything here that a run needs, and if not, what helps",
+        "check that this machine has what a LIBERO run needs",
     ),
     "quickstart": (
         _own("quickstart", "commands.quickstart:quickstart"),

@@ -1,4 +1,4 @@
-"""`lightning-ript doctor`: is everything here that a run needs, and if not, what helps?"""
+"""`lightning-ript doctor`: has this machine what a LIBERO run needs, and if not, what helps?"""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lightning_ript.envs.libero.suites import libero_root
 from lightning_ript.storage.files import cache_folder
 
 GIB = 2**30
-WORKER = 0.6 * GIB  # memory of its own, with LIBERO's real assets
+WORKER = 0.4 * GIB  # memory of its own, with LIBERO's real assets (docs/performance.md)
 SCENES = 4 * GIB  # what a suite's compiled scenes may take in the cache
 MUJOCO = ((3, 3, 6), (3, 4))  # as setup.cfg has it
-BACKENDS = {"egl": "libegl1 and a GPU's driver", "osmesa": "libosmesa6"}
+BACKENDS = {"egl": "libegl1, and a GPU's driver or Mesa's", "osmesa": "libosmesa6"}
 _DRAW = """
 import sys, time, mujoco
 scene = '<mujoco><worldbody><light pos="0 0 3"/><geom size=".2"/></worldbody></mujoco>'
@@ -71,7 +71,7 @@ def mujoco() -> Iterator[Line]:
     try:
         version = importlib.metadata.version("mujoco")
     except importlib.metadata.PackageNotFoundError:
-        yield Line("MuJoCo", "not installed: pip install lightning-ript", False)
+        yield Line("MuJoCo", "not installed: pip install 'mujoco>=3.3.6,<3.4'", False)
         return
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
     if MUJOCO[0] <= numbers < MUJOCO[1]:
@@ -79,7 +79,7 @@ def mujoco() -> Iterator[Line]:
     else:
         yield Line(
             "MuJoCo",
-            f"{version}, in which LIBERO moves otherwise than published: "
+            f"{version}, with which LIBERO behaves differently from the published version: "
             "pip install 'mujoco>=3.3.6,<3.4'",
             False,
         )
@@ -105,7 +105,7 @@ def drawing() -> Iterator[Line]:
             failed = done.returncode != 0
         except subprocess.TimeoutExpired:
             failed, problem = True, "it does not answer"
-        used = " (what runs here use)" if name == chosen else ""
+        used = " (used here)" if name == chosen else ""
         if not failed:
             yield Line(f"drawing by {name}", f"a frame in {float(done.stdout):.0f} ms{used}")
         else:
@@ -118,7 +118,7 @@ def libero() -> Iterator[Line]:
     try:
         root = libero_root()
     except (ImportError, OSError, ValueError) as error:
-        yield Line("LIBERO", f"{error}: pip install hf-libero", False)
+        yield Line("LIBERO", str(error), False)
         return
     yield Line("LIBERO", f"tasks in {root}")
     try:
@@ -139,11 +139,13 @@ def disk() -> Iterator[Line]:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        yield Line("cache", f"{error} (XDG_CACHE_HOME names another folder)", False)
+        yield Line("cache", str(error), False)
         return
     free = shutil.disk_usage(folder).free
     yield Line(
-        "cache", f"{folder}, {free / GIB:.1f} GiB free; scenes take up to 16", free > SCENES or None
+        "cache",
+        f"{folder}, {free / GIB:.1f} GiB free; compiled scenes take up to 16 GiB",
+        free > SCENES or None,
     )
 
 
@@ -153,7 +155,9 @@ def workers() -> Iterator[Line]:
     yield Line("cores", f"{cores}: data.num_workers {cores} to {cores + 2} keeps them busy")
     available = _memory()
     fits = int(available / WORKER)
-    yield Line("memory", f"{available / GIB:.1f} GiB available, for {fits} simulators", fits > 1)
+    yield Line(
+        "memory", f"{available / GIB:.1f} GiB available, enough for {fits} simulators", fits > 1
+    )
     shared = Path("/dev/shm")
     if not shared.is_dir():
         yield Line("/dev/shm", "missing: pictures cannot travel from the simulators", False)
@@ -211,7 +215,7 @@ def extras() -> Iterator[Line]:
         ("bitsandbytes", "quantization", "a quantized base"),
     ):
         if importlib.util.find_spec(module) is None:
-            said = f"not installed, for {use}: pip install 'lightning-ript[{extra}]'"
+            said = f"not installed, for {use}: the extra `{extra}`"
             yield Line(module, said, None)
         else:
             yield Line(module, f"installed, for {use}", None)
@@ -223,10 +227,10 @@ CHECKS: tuple[Callable[[], Iterator[Line]], ...] = (
 
 
 def doctor() -> None:
-    """Looks at everything that a run needs: a line each, fine or what helps.
+    """Checks what a LIBERO run needs: a line each, fine or what helps. The toy needs less.
 
     Raises:
-        SystemExit: Something that every run needs is missing.
+        SystemExit: Something that every LIBERO run needs is missing.
     """
     wrong = []
     marks = {True: "ok", False: "NO", None: "--"}
@@ -237,5 +241,5 @@ def doctor() -> None:
             if line.fine is False:
                 wrong.append(line.what)
     if wrong:
-        raise SystemExit(f"\nTo be mended before anything runs: {', '.join(wrong)}.")
-    sys.stdout.write("\nAll that a run needs is here.\n")
+        raise SystemExit(f"\nFix before running LIBERO: {', '.join(wrong)}.")
+    sys.stdout.write("\nThis machine has what a LIBERO run needs.\n")

@@ -102,7 +102,7 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, _EXPECTED) and _raised_in(error) in _SPEAKERS:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("lightning_ript"):
-        return f"{str(error).rstrip('.')}: install what a setting asks for."
+        return f"{str(error).rstrip('.')}: a setting needs this package; install it."
     return None
 
 

@@ -79,7 +79,7 @@ def steps(seed: int, folder: Path) -> list[Step]:
             ],
             after,
         ),
-        Step("summary", ["report", str(before), str(after), str(ript)]),
+        Step("summary", ["report", str(ript)]),
     ]
 
 

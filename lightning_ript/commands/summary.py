@@ -1,16 +1,45 @@
-"""The summary that ends the quickstart: two success rates, and where to look."""
+"""What a run has brought: two success rates in the terminal, and a page."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_ript.reports.run_page import write_page
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 from lightning_ript.storage.files import replacing
-from lightning_ript.storage.run_directory import learning_curve_path, videos_of
+from lightning_ript.storage.run_directory import (
+    evaluation_path,
+    learning_curve_path,
+    page_path,
+    videos_of,
+)
+
+
+def report_on(runs: Sequence[str], out: str | None = None) -> None:
+    """Writes a page of a run, or of several together, that needs nothing beside itself.
+
+    Of a run that was evaluated before and after, the two success rates are shown as well, and
+    written to `summary.md` and `summary.json`.
+
+    Args:
+        runs: Run directories.
+        out: The HTML file; `<first run>/report.html` by default.
+
+    Raises:
+        OSError: One of them is no run directory.
+        ValueError: Something in them is damaged.
+    """
+    evaluations = [evaluation_path(runs[0], name) for name in ("before", "after")]
+    if len(runs) == 1 and all(path.is_file() for path in evaluations):
+        report(str(evaluations[0]), str(evaluations[1]), runs[0])
+    page = Path(out) if out is not None else page_path(runs[0])
+    write_page(runs, page)
+    sys.stdout.write(f"- page: {page}\n")
 
 
 def report(before: str, after: str, run_dir: str) -> None:

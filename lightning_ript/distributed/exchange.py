@@ -46,8 +46,8 @@ def shared_store(name: str) -> dist.Store:
 def wait_for_all(interrupt: Callable[[], None]) -> None:
     """Waits until every rank has come here, however long it takes; every rank has to call it.
 
-    A collective would do the same, but fails after a time that suits exchanges: a rank whose
-    episodes take longer than the others' would end the run.
+    A collective would also wait, but its timeout is meant for short exchanges: one rank with longer
+    episodes would end the run.
 
     Args:
         interrupt: Called now and then; raises to stop waiting.

@@ -26,9 +26,9 @@ def check_sigterm(trainer: L.Trainer) -> None:
 def take_sigterm(trainer: L.Trainer) -> None:
     """Replaces what a trainer does when it is told to end.
 
-    Lightning's handler broadcasts from within the signal. So it waits forever where one rank alone
-    is told, and meets another collective where a rank is busy with one. When SLURM announces the
-    end of a job's time, it saves in the midst of an iteration.
+    Lightning's handler broadcasts from inside the signal handler. It hangs if only one rank gets
+    the signal, and clashes with any collective already running. When SLURM announces the time
+    limit, it saves in the middle of an iteration.
 
     Args:
         trainer: Its processes have been started, and it has not yet run anything.

@@ -14,8 +14,8 @@ from lightning_ript.policies.sampling import sample_tokens
 from lightning_ript.types import Observation, Task
 
 _TASK_SLOTS = 8
-# Products of other sizes are rounded otherwise. With one size, a run that was interrupted, and so
-# decides in other batches, repeats every bit.
+# Batches are padded to multiples of this. Products of other sizes are rounded otherwise, and a run
+# that was interrupted, and so decides in other batches, would not repeat every bit.
 _ROWS = 32
 
 

@@ -1,1 +1,1 @@
-"""What is seen to before a run starts, and while several processes run it."""
+"""Checks made before a run starts, and ranks that watch each other while it runs."""

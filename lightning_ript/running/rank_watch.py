@@ -91,9 +91,20 @@ class RankWatch(Callback):
         elif RankWatch.lost is None:
             self._write(_reason(exception))
             self._over.set()
+            self._linger()
             self._start = None
             return
         self._stop()
+
+    def _linger(self) -> None:
+        """Lets the others end by themselves.
+
+        A scheduler that sees this process fail kills them, and would report that instead.
+        """
+        until = time.monotonic() + EVIDENCE
+        others = [self._path(rank) for rank in range(self._ranks) if rank != self._rank]
+        while any(path.exists() for path in others) and time.monotonic() < until:
+            time.sleep(POLL / 5)
 
     def _stop(self) -> None:
         if self._start is not None:

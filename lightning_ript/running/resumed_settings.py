@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _FIXED = {
     "model.policy.class_path": "another policy begins in a --run_dir of its own",
     "data.class_path": "another stage begins in a --run_dir of its own",
 }
-_RATES = ("model.optimizer", "model.scheduler", "model.lr", "model.min_lr", "model.weight_decay")
+_RATES = re.compile(r"model\.(optimizer|scheduler|min_lr|weight_decay)\b|\blr$|_lr$")
 
 
 def flat(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -88,7 +89,7 @@ class ResumedSettings(Callback):
                     f"{name} is {new}, but {checkpoint} is of a run where it was {old}: {why}."
                 )
         if self.changed:
-            rank_zero_info(f"Going on with other settings: {self.told()}.")
+            rank_zero_info(f"Resuming with changed settings: {self.told()}.")
 
     def told(self) -> str:
         """The changes in words."""
@@ -132,7 +133,7 @@ class ResumedSettings(Callback):
         if kind != _name(optimizer):
             raise ValueError(
                 f"model.optimizer is {_name(optimizer)}, but the checkpoint is of a run with "
-                f"{kind}, of whose state it can make nothing: go on with that, or begin in another "
+                f"{kind}, whose state it cannot load: keep that optimizer, or start in another "
                 "--run_dir."
             )
         groups = checkpoint["optimizer_states"][0]["param_groups"]
@@ -144,7 +145,7 @@ class ResumedSettings(Callback):
                 "and other ones are to learn now. What learns is fixed when a run begins; go on "
                 f"with the settings that it had, or begin in another --run_dir{why}."
             )
-        if not any(name.startswith(_RATES) for name in self.changed):
+        if not any(_RATES.search(name) for name in self.changed):
             return
         steps = _steps(checkpoint, pl_module)
         if scheduler is not None:

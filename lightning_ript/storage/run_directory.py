@@ -50,6 +50,11 @@ def learning_curve_path(run_dir: str | Path) -> Path:
     return Path(run_dir) / "learning_curve.png"
 
 
+def page_path(run_dir: str | Path) -> Path:
+    """The page of the run."""
+    return Path(run_dir) / "report.html"
+
+
 def sweep_table_path(run_dir: str | Path) -> Path:
     """The table of a sweep, and of the sweeps during training."""
     return Path(run_dir) / "sweep.csv"

@@ -1,0 +1,90 @@
+"""The page of a run: it holds what happened, needs nothing else, and a browser shows it."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from toy_runs import fit, history
+
+from lightning_ript.cli import main
+from lightning_ript.reports.run_page import changed_settings, read_run, write_page
+
+EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was evaluated before, in a folder of an awkward name."""
+    folder = tmp_path_factory.mktemp("runs") / "a <b> & 'c'"
+    report = "--trainer.callbacks+=lightning_ript.callbacks.EvaluationReport"
+    config = ["--config=configs/toy.yaml", f"--run_dir={folder}"]
+    main(["validate", *config, *EVALUATED, report, "--trainer.callbacks.name=before"])
+    fit(folder, 2, *EVALUATED)
+    return folder
+
+
+def test_the_page_of_a_run(run, capsys):
+    main(["report", str(run)])
+    page = run / "report.html"
+    assert f"- page: {page}" in capsys.readouterr().out
+    text = page.read_text()
+    assert "<h1>" in text
+    assert "a &lt;b&gt; &amp; &#x27;c&#x27;" in text
+    assert text.count("<svg") == 7
+    for what in ("ToyPolicy", "2 tasks", "groups kept, dropped", "model.passes", "turn"):
+        assert what in text
+    assert not re.search(r'(src|href)=(?!"?(data:|#))', text), "it asks for something else"
+
+
+def test_settings_that_are_the_defaults_are_left_out(run):
+    found = dict(changed_settings(read_run(run).settings))
+    assert found["model.passes"] == 2
+    assert found["data.groups_per_iteration"] == 6
+    assert "model.clip_low" not in found
+    assert "data.rollouts_per_context" not in found
+    assert "trainer.gradient_clip_val" not in found
+
+
+def test_several_runs(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    write_page([run, other], tmp_path / "both.html")
+    text = (tmp_path / "both.html").read_text()
+    assert "<h1>2 runs</h1>" in text
+    assert text.count("<svg") == 1
+    assert text.count("<tr>") == 3
+
+
+def test_what_is_no_run(tmp_path, capsys):
+    for content, said in ((None, "has no history.json"), ("[{", "history.json is damaged")):
+        if content is not None:
+            (tmp_path / "history.json").write_text(content)
+        with pytest.raises(SystemExit) as caught:
+            main(["report", str(tmp_path)])
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to look at the page with")
+def test_in_a_browser(run, tmp_path):
+    page = tmp_path / "page.html"
+    write_page([run], page)
+    picture = tmp_path / "page.png"
+    done = subprocess.run(
+        [
+            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"),
+            *("--enable-logging=stderr", "--window-size=420,1600", f"--screenshot={picture}"),
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 20_000
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert len(history(run)) == 2
