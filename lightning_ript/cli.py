@@ -36,6 +36,7 @@ from lightning_ript.commands.errors import (
     one_sentence_errors,
 )
 from lightning_ript.commands.old_names import with_current_names
+from lightning_ript.distributed.sigterm import ending_on_sigterm
 from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.policies.base import PolicyAdapter
@@ -223,6 +224,8 @@ class RIPTCLI(LightningCLI):
             text = saved[0].parser.dump(saved[0].config, skip_unset=False)
             self.settings = ResumedSettings(yaml.safe_load(text))
             callbacks.append(self.settings)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.weights_only = self._settings.weights_only
         place = self._settings.ckpt_path
         if place in (None, "best", "last"):
             return
@@ -308,17 +311,18 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
         "fsdp2", ShardedStrategy, "policies too large for one GPU", override=True
     )
     try:
-        cli(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_class=LightningCommandParser,
-            args=None if arguments == sys.argv[1:] else arguments,
-        )
+        with ending_on_sigterm():
+            cli(
+                L.LightningModule,
+                L.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_class=LightningCommandParser,
+                args=None if arguments == sys.argv[1:] else arguments,
+            )
     except (SIGTERMException, RuntimeError) as error:
         is_told = isinstance(error, SIGTERMException)
         if RankWatch.lost is None and is_told:
@@ -354,11 +358,12 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Nothing here changes what a policy returns in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    arguments = with_config_paths(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return
     with one_sentence_errors():
+        arguments = with_config_paths(arguments)
         if arguments[0] in COMMANDS:
             COMMANDS[arguments[0]][0](arguments[1:])
         else:

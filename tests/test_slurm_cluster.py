@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fault_probe import fault
 from slurm_cluster import Cluster, missing
 from toy_runs import SGD, assert_same_state, checkpoint, fit, history, weights
 
@@ -100,6 +101,17 @@ def test_a_job_that_is_cancelled_stays_so(cluster, tmp_path):
     assert (told["JobState"], told["Restarts"]) == ("CANCELLED", "0")
     assert "Stopped by SIGTERM" in output(tmp_path, job)
     assert checkpoint(tmp_path)["epoch"] < ITERATIONS - 1
+
+
+def test_a_job_of_which_a_rank_fails_is_not_tried_again(cluster, tmp_path):
+    options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10:00"]
+    flawed = fault(tmp_path, "raise", "learning", 1)
+    job = cluster.submit(*options, *TOY, *flawed, f"--run_dir={tmp_path}")
+    cluster.wait(lambda: is_over(cluster, job), "the end")
+    told = cluster.state(job)
+    assert (told["JobState"], told["Restarts"]) == ("FAILED", "0"), output(tmp_path, job)
+    assert "Rank 1 (process" in output(tmp_path, job)
+    assert "has ended: The elbow names ../hand" in output(tmp_path, job)
 
 
 @pytest.mark.libero

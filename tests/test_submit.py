@@ -78,24 +78,31 @@ def test_an_array(cluster, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("happens", "restarts", "again"),
+    ("happens", "restarts", "state", "again"),
     [
-        ("kill -USR1 $PPID; sleep 2", 0, True),
-        ("kill -TERM $PPID; sleep 2", 0, False),  # SLURM knows whether it is to go on
-        ("exit 137", 0, True),
-        ("exit 137", RESTARTS, False),
-        ("exit 2", 0, False),
+        ("kill -USR1 $PPID; sleep 2", 0, "PENDING", True),
+        ("kill -TERM $PPID; sleep 2", 0, "CANCELLED", False),
+        ("kill -TERM $PPID; sleep 2", 0, "COMPLETING", False),  # SLURM queues it again
+        ("kill -TERM $PPID; sleep 2", 0, "RUNNING", True),  # SLURM gives it time to end
+        ("exit 137", 0, "RUNNING", True),
+        ("exit 137", RESTARTS, "RUNNING", False),
+        ("exit 143", 0, "RUNNING", False),  # a task has failed, and srun has ended the others
+        ("exit 2", 0, "RUNNING", False),
     ],
 )
-def test_when_a_job_is_queued_again(cluster, tmp_path, monkeypatch, happens, restarts, again):
+def test_when_a_job_is_queued_again(
+    cluster, tmp_path, monkeypatch, happens, restarts, state, again
+):
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+    with (tmp_path / "bin" / "scontrol").open("a") as program:
+        program.write(f"echo JobState={state}\n")
     script = batch_script(TOY, Job(), tmp_path)
     (tmp_path / "bin" / "srun").write_text(f"#!/bin/bash\n{happens}\n")
     done = subprocess.run(["bash", "-c", script], check=False, timeout=30)
     assert done.returncode
-    said = cluster.read_text().split() if cluster.exists() else []
-    assert said == (["scontrol", "requeue", "42"] if again else [])
+    said = cluster.read_text() if cluster.exists() else ""
+    assert said.count("scontrol\nrequeue\n42\n") == again
 
 
 def test_where_the_script_goes(tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_ript.running.configs import CONFIGS
 
@@ -103,6 +105,23 @@ def quickstart(seed: int = 0, run: Path | None = None) -> None:
         sys.stdout.write(f"\n[{number}/{len(todo)}] {step.title} ({said})\n")
         sys.stdout.flush()
         if not done:
-            status = subprocess.call([sys.executable, "-m", "lightning_ript", *step.arguments])
+            status = _status([sys.executable, "-m", "lightning_ript", *step.arguments])
             if status:
                 raise SystemExit(status)
+
+
+def _status(command: Sequence[str]) -> int:
+    """Runs a command to its end, which it finds by itself when it is told to stop."""
+    with subprocess.Popen(command) as process:
+
+        def pass_on(number: int, frame: Any) -> None:
+            if number != signal.SIGINT:  # a terminal sends that to both
+                process.send_signal(number)
+
+        told = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = [signal.signal(number, pass_on) for number in told]
+        try:
+            return process.wait()
+        finally:
+            for number, handler in zip(told, before, strict=True):
+                signal.signal(number, handler)

@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from lightning_ript.commands.errors import CommandParser
+from lightning_ript.running.configs import find_config, with_config_paths
 from lightning_ript.storage.files import replacing
 
 LIGHTNING = ("fit", "validate")
@@ -130,6 +131,7 @@ def check(command: Sequence[str], job: Job) -> None:
 
     for value in values or [""]:
         filled = [a.replace(f"{{{name}}}", value) if name else a for a in command]
+        filled = with_config_paths(filled)
         printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
@@ -157,7 +159,8 @@ def run_folder(command: Sequence[str]) -> Path:
         if name == "--run_dir":
             found = value
         elif name in ("--config", "-c"):
-            content = yaml.safe_load(Path(value).read_text()) if Path(value).is_file() else None
+            path = find_config(value)
+            content = yaml.safe_load(Path(path).read_text()) if os.path.isfile(path) else None
             found = content.get("run_dir", found) if isinstance(content, dict) else found
     found = os.path.expandvars(os.path.expanduser(found))
     return Path(found.partition("{")[0].rpartition("/")[0] or "." if "{" in found else found)
@@ -195,15 +198,21 @@ def batch_script(command: Sequence[str], job: Job, folder: Path) -> str:
         "again() { echo 'queueing again'; scontrol requeue \"$SLURM_JOB_ID\"; }",
         "told=",
         "trap 'told=yes; again' USR1  # the time is nearly over: the run goes on later",
-        "trap 'told=yes' TERM  # cancelled, or needed by others, for which SLURM queues it again",
+        "trap 'told=yes' TERM  # cancelled, or the nodes are needed by others",
         "",
         "# In the background: bash runs a trap only between commands or while it waits.",
         f"srun --kill-on-bad-exit=1 {_typed(command, job, name)} &",
         "status=0",
         "wait $! || status=$?",
-        'if [ -n "$told" ]; then wait; exit "$status"; fi',
-        "# A process was killed, or its node is lost: that is no fault of the run's.",
-        f'if [ "$status" -gt 128 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {RESTARTS} ]; then',
+        'if [ -n "$told" ]; then',
+        "  wait || true",
+        "  # Still running: neither cancelled nor queued again by SLURM.",
+        '  if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then again; fi',
+        '  exit "$status"',
+        "fi",
+        "# A process was killed, or its node lost; 143 is srun ending the others after an error.",
+        'if [ "$status" -gt 128 ] && [ "$status" -ne 143 ] \\',
+        f'  && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {RESTARTS} ]; then',
         "  again",
         "fi",
         'exit "$status"',

@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 log = logging.getLogger(__name__)
+
+
+_heard = False  # by a trainer
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Ends the process with status 1 where no trainer hears SIGTERM yet, or any more.
+
+    The default action would look like a kill from outside, after which schedulers try again.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        if not _heard:
+            sys.exit("Stopped by SIGTERM.")
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_sigterm(trainer: L.Trainer) -> None:
@@ -36,6 +66,8 @@ def take_sigterm(trainer: L.Trainer) -> None:
     connector: Any = trainer._signal_connector
 
     def handle(number: int, frame: Any) -> None:
+        global _heard
+        _heard = True
         if connector.received_sigterm:
             return
         connector.received_sigterm = True

@@ -27,6 +27,9 @@ class ShardedStrategy(ModelParallelStrategy):
         process_group_backend: torch.distributed's backend, by default NCCL on GPUs, gloo elsewhere.
     """
 
+    weights_only: bool | None = True
+    """Whether checkpoints may hold nothing but data, where Lightning does not say."""
+
     def __init__(self, process_group_backend: str | None = None) -> None:
         super().__init__(
             save_distributed_checkpoint=False, process_group_backend=process_group_backend
@@ -59,6 +62,8 @@ class ShardedStrategy(ModelParallelStrategy):
     ) -> dict[str, Any]:
         """Opens the file without reading all of it into every process's memory."""
         path = self.broadcast(checkpoint_path)
+        if weights_only is None:  # Lightning forgets it where it restores after the setup
+            weights_only = self.weights_only
         return torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -5,6 +5,7 @@ Nothing here imports torch: `lightning-ript configs` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,19 +18,17 @@ def find_config(name: str) -> str:
     """The path of a config.
 
     Args:
-        name: A path, which wins, or the name of a config of the package, as `quest/ript`,
-            `quest/ript.yaml` or `configs/quest/ript.yaml`.
+        name: A path, which wins, or YAML itself, or the name of a config of the package, as
+            `quest/ript`, `quest/ript.yaml` or `configs/quest/ript.yaml`.
 
     Returns:
         `name` itself where there is none, for a parser to refuse.
     """
-    if Path(name).is_file():
-        return name
     inner = name.removeprefix("configs/")
-    for candidate in (CONFIGS / inner, CONFIGS / f"{inner}.yaml"):
-        if candidate.is_file() and CONFIGS in candidate.parents:
-            return str(candidate)
-    return name
+    if os.path.isfile(name) or ".." in inner.split("/"):
+        return name
+    candidates = (os.path.join(CONFIGS, inner), os.path.join(CONFIGS, f"{inner}.yaml"))
+    return next((each for each in candidates if os.path.isfile(each)), name)
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:

@@ -24,11 +24,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_ript.distributed.exchange import gather_objects, wait_for_all
 from lightning_ript.distributed.sigterm import check_sigterm, take_sigterm
 from lightning_ript.storage.files import replacing
-from lightning_ript.storage.run_lock import SILENCE, machine, started
+from lightning_ript.storage.run_lock import SILENCE, RunLock, machine, started
 
 POLL = 0.5  # seconds between looks at the others
 SIGN = 30.0  # seconds between signs of life
-GRACE = 30.0  # seconds that a process has to end by itself once another has
+GRACE = 15.0  # seconds that a process has to end by itself once another has
 ENDS_TOO = "This rank ends with it; the same command goes on from the last checkpoint."
 EVIDENCE = 5.0  # seconds to wait for word of why a connection broke
 _BROKEN = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "recvValue")
@@ -56,6 +56,7 @@ class RankWatch(Callback):
         self._folder = Path(run_dir, ".ranks")
         self._start: str | None = None  # names this start of the run, None while not watching
         self._over = threading.Event()
+        self._trusting = 0.0  # until then, silence means nothing
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Starts to watch, if there is anybody else."""
@@ -86,15 +87,16 @@ class RankWatch(Callback):
         """Leaves word of why this rank ends, or finds out which one has."""
         if self._start is None:
             return
-        if is_broken_connection(exception):
-            RankWatch.lost = RankWatch.lost or self._evidence()
-        elif RankWatch.lost is None:
-            self._write(_reason(exception))
-            self._over.set()
-            self._linger()
-            self._start = None
+        if RankWatch.lost is None and is_broken_connection(exception):
+            RankWatch.lost = self._evidence()
+        if RankWatch.lost is not None:
+            self._stop()
             return
-        self._stop()
+        self._over.set()
+        with suppress(OSError):  # a full disk may be the reason
+            self._write(_reason(exception))
+        self._linger()
+        self._start = None
 
     def _linger(self) -> None:
         """Lets the others end by themselves.
@@ -110,9 +112,9 @@ class RankWatch(Callback):
         if self._start is not None:
             self._over.set()
             self._start = None
-            self._path(self._rank).unlink(missing_ok=True)
-            with suppress(OSError):  # others still have files there
-                self._folder.rmdir()
+            with suppress(OSError):
+                self._path(self._rank).unlink(missing_ok=True)
+                self._folder.rmdir()  # unless others still have files there
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"rank{rank}.json"
@@ -130,10 +132,14 @@ class RankWatch(Callback):
             draft.write_text(json.dumps(sign))
 
     def _watch(self) -> None:
-        touched = time.monotonic()
+        touched = looked = time.monotonic()
         while not self._over.wait(POLL):
-            if time.monotonic() - touched > SIGN:
-                touched = time.monotonic()
+            now = time.monotonic()
+            if now - looked > SIGN:  # this machine was asleep, and the others perhaps as well
+                self._trusting = now + 2 * SIGN
+            looked = now
+            if now - touched > SIGN:
+                touched = now
                 with suppress(OSError):
                     os.utime(self._path(self._rank))
             for sentence in self._ended():
@@ -142,21 +148,24 @@ class RankWatch(Callback):
 
     def _end(self, sentence: str) -> None:
         """Asks this process to end, as a scheduler would; then makes it."""
+        if self._over.is_set():
+            return
         RankWatch.lost, RankWatch.said = sentence, True
         sys.stderr.write(f"lightning-ript: error: {sentence} {ENDS_TOO}\n")
         os.kill(os.getpid(), signal.SIGTERM)
         if not self._over.wait(GRACE):  # it hangs in a collective
             self._path(self._rank).unlink(missing_ok=True)
+            RunLock.release_all()
             os._exit(1)
 
-    def _evidence(self) -> str:
+    def _evidence(self) -> str | None:
         """Why a connection broke; the rank that has ended may still be about to write it."""
         until = time.monotonic() + EVIDENCE
         while True:
             for sentence in self._ended():
                 return sentence
             if time.monotonic() > until:
-                return "A rank did not answer in time, or has ended without a word."
+                return None
             time.sleep(POLL / 5)
 
     def _ended(self) -> Iterator[str]:
@@ -167,7 +176,8 @@ class RankWatch(Callback):
                 continue
             try:
                 sign: dict[str, Any] = json.loads(path.read_text())
-                age = time.time() - path.stat().st_mtime
+                # By the clock of the file system, which all ranks share.
+                age = self._path(self._rank).stat().st_mtime - path.stat().st_mtime
             except (OSError, ValueError):
                 continue  # not yet begun, or ended well
             if sign["start"] != self._start:
@@ -182,7 +192,7 @@ class RankWatch(Callback):
                         f"{who} has died without a word. It was killed, as the kernel does where "
                         "memory is short, or it crashed."
                     )
-            elif age > SILENCE:
+            elif age > SILENCE and time.monotonic() > self._trusting:
                 yield f"{who} has given no sign of life for {SILENCE / 60:.0f} minutes."
 
 

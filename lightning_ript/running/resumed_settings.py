@@ -26,7 +26,7 @@ _FIXED = {
     "model.policy.class_path": "another policy begins in a --run_dir of its own",
     "data.class_path": "another stage begins in a --run_dir of its own",
 }
-_RATES = re.compile(r"model\.(optimizer|scheduler|min_lr|weight_decay)\b|\blr$|_lr$")
+_RATES = re.compile(r"^model\.(.*\b(optimizer|scheduler|weight_decay|max_grad_norm)\b|.*lr$)")
 
 
 def flat(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -110,7 +110,8 @@ class ResumedSettings(Callback):
     ) -> None:
         """Adds the settings, and what kind of optimizer has a state in it."""
         checkpoint[_SETTINGS] = yaml.safe_dump(self.settings)
-        checkpoint[_OPTIMIZER] = _name(trainer.optimizers[0])
+        if len(trainer.optimizers) == 1:
+            checkpoint[_OPTIMIZER] = _name(trainer.optimizers[0])
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -120,15 +121,18 @@ class ResumedSettings(Callback):
         Raises:
             ValueError: What learns is not what learned then.
         """
-        if trainer.state.fn != "fit" or not checkpoint.get("optimizer_states"):
+        if trainer.state.fn != "fit" or len(checkpoint.get("optimizer_states", ())) != 1:
             return
+        if _SETTINGS in checkpoint:  # `--ckpt_path last` is known by now only
+            self.changed = changes(yaml.safe_load(checkpoint[_SETTINGS]), self.settings)
         fresh: Any = pl_module.configure_optimizers()
         optimizer, scheduler = fresh, None
         if isinstance(fresh, dict):
             optimizer, scheduler = fresh["optimizer"], fresh.get("lr_scheduler")
         if isinstance(scheduler, dict):
             scheduler = scheduler["scheduler"]
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            return  # lists of a module of the user's own
         kind = checkpoint.get(_OPTIMIZER, _name(optimizer))
         if kind != _name(optimizer):
             raise ValueError(
