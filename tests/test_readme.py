@@ -183,6 +183,8 @@ def test_command(command, workspace):
         script = next(word for word in given if word.endswith(".sbatch"))
         assert (ROOT / script).is_file()
         only_parse(given[given.index(script) + 1 :])
+    elif program == "torchrun":  # tests/test_rank_faults.py runs it
+        only_parse(given[given.index("lightning_ript") + 1 :])
     elif given[0] == "merge-adapter":  # of 15 GB of weights
         known = signature(merge_adapter).parameters
         assert {word.removeprefix("--") for word in given[1::2]} == set(known)

@@ -45,7 +45,7 @@ def compiled_model(xml: str) -> mujoco.MjModel:
         folder = cache_folder() / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        log.warning("%s Until then every simulator compiles its scenes itself.", error)
+        log.warning("Compiled scenes could not be kept, every simulator makes its own: %s", error)
         return mujoco.MjModel.from_xml_string(xml)
     path = folder / f"{_fingerprint(xml)}.mjb"
     if (model := _load(path)) is not None:
