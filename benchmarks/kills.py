@@ -2,13 +2,14 @@
 
 python benchmarks/kills.py [--kills 20] [--seed 0]
 
-Each time, after a random while, SIGKILL ends the trainer, and the same command starts it again. The
-toy's simulators are in the trainer's process: with others, timing decides which observations share
-a forward pass, and two runs agree up to rounding only, killed or not.
+Each time, after a random while, SIGKILL ends a random process of the run: the trainer, which the
+same command then starts again, or one of its simulators, which the trainer replaces.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ ITERATIONS = 30
 COMMAND = (
     *(sys.executable, "-m", "lightning_ript", "fit", "--config=configs/toy.yaml"),
     *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-    "--trainer.limit_val_batches=0",
+    *("--trainer.limit_val_batches=0", "--data.num_workers=2"),
 )
 
 
@@ -51,17 +52,26 @@ def killed(run_dir: Path, kills: int, seed: int) -> None:
     """
     random = np.random.default_rng(seed)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
+    process = started(run_dir)
     for number in range(kills):
-        process = started(run_dir)
         while process.poll() is None and not holds(process.pid, run_dir):
             time.sleep(0.02)  # most of a start is imports; what comes after them is of interest
         time.sleep(random.uniform(0.0, 2.0))
         if process.poll() is not None:
             raise RuntimeError(f"the run ended after {number} kills: see {run_dir}.log")
-        process.kill()
-        process.wait()
-    if started(run_dir).wait():
+        chosen = random.choice([process.pid, *children(process.pid)])
+        os.kill(chosen, signal.SIGKILL)
+        if chosen == process.pid:
+            process.wait()
+            process = started(run_dir)
+    if process.wait():
         raise RuntimeError(f"the run fails: see {run_dir}.log")
+
+
+def children(pid: int) -> list[int]:
+    """The simulators of a trainer."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(each) for each in listed.read_text().split()]
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -48,7 +48,7 @@ def two_ranks(run_dir, iterations, *more):
 def outcomes(processes):
     """Exit status and what was said, of each."""
     try:
-        said = [process.communicate(timeout=120) for process in processes]
+        said = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -107,7 +107,7 @@ def test_torchrun(tmp_path, how):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     said = done.stdout + done.stderr
