@@ -19,7 +19,14 @@ from jsonargparse import auto_cli
 from measuring.report import table
 from measuring.study import Study, before_and_after, history
 
-from lightning_ript.reports.figures import colours, draw_band, new_figure, rates_over_iterations
+from lightning_ript.reports.figures import (
+    colours,
+    draw_evaluations,
+    evaluations,
+    new_figure,
+    rates_over_iterations,
+    rollout_rates,
+)
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 
 
@@ -95,20 +102,12 @@ def draw(seeds: Sequence[int], runs: Sequence[Path], to: Path) -> None:
     last = 1
     for seed, run, colour in zip(seeds, runs, colours(len(seeds)), strict=True):
         entries = history(run)
-        rates = [(e["iteration"] - 1, e["metrics"]["rollout/success_rate"]) for e in entries]
+        rates = rollout_rates(entries)
         axes.plot(*zip(*rates, strict=True), ":", color=colour, label=f"seed {seed}, rollouts")
         before, _ = before_and_after(run)
-        tests = [(0, before)] + [
-            (e["iteration"], EvaluationResult.from_dict(e["evaluation"]))
-            for e in entries
-            if e["evaluation"] is not None
-        ]
-        x = [iteration for iteration, _ in tests]
-        low, high = zip(*(result.interval() for _, result in tests), strict=True)
-        draw_band(axes, x, low=low, high=high, colour=colour)
-        label = f"seed {seed}, test states (95 % interval)"
-        axes.plot(x, [result.rate for _, result in tests], "o-", color=colour, label=label)
-        last = max(last, *x)
+        found = evaluations(entries, before)
+        draw_evaluations(axes, found, colour, f"seed {seed}, test states (95 % interval)")
+        last = max(last, *(iteration for iteration, _ in found))
     rates_over_iterations(axes, last)
     axes.set_ylabel("success rate, all tasks")
     axes.legend(loc="lower right")

@@ -9,7 +9,8 @@ import time
 
 import pytest
 from fault_probe import fault
-from toy_runs import ROOT, arguments, history
+from toy_runs import arguments, history
+from two_processes import ROOT, begin
 
 # How a rank ends -> what the other says of it.
 CASES = {
@@ -33,15 +34,7 @@ def two_ranks(run_dir, iterations, *more):
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "lightning_ript", *typed],
-            cwd=ROOT,
-            env={**os.environ, **shared, "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+        begin(typed, env={**os.environ, **shared, "LOCAL_RANK": str(rank)}) for rank in range(2)
     ]
 
 

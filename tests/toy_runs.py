@@ -1,18 +1,15 @@
 """Short runs of configs/toy.yaml through the command line."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from two_processes import begin
 
 from lightning_ript.cli import main
 
-ROOT = Path(__file__).parents[1]
 SHORT = [
     "--config",
     "configs/toy.yaml",
@@ -40,16 +37,7 @@ def fit(run_dir, iterations, *more):
 def start(run_dir, iterations, *more, command="fit"):
     """Runs as a user's shell would."""
     typed = arguments(run_dir, iterations, *more, command=command)
-    command = [sys.executable, "-m", "lightning_ript", *typed]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=hear_ctrl_c,
-    )
+    return begin(typed, start_new_session=False, preexec_fn=hear_ctrl_c)
 
 
 def hear_ctrl_c():

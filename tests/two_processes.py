@@ -10,16 +10,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def begin(arguments):
-    """Starts `lightning-ript` with these arguments, in a process group of its own."""
+def begin(arguments, **how):
+    """Starts `lightning-ript` with these arguments, in a process group of its own.
+
+    Args:
+        arguments: Of the command.
+        how: Otherwise, as `subprocess.Popen` has it.
+    """
+    usual = {"env": os.environ, "start_new_session": True}
     return subprocess.Popen(
         [sys.executable, "-m", "lightning_ript", *arguments],
         cwd=ROOT,
-        env=os.environ,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        **{**usual, **how},
     )
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from lightning_ript.envs.libero.assets import resolve_assets
 from lightning_ript.envs.libero.graphics import choose_backend
+from lightning_ript.envs.libero.spec import is_as_published
 from lightning_ript.envs.libero.suites import libero_root
 from lightning_ript.storage.files import cache_folder
 
 GIB = 2**30
 WORKER = 0.4 * GIB  # memory of its own, with LIBERO's real assets (docs/performance.md)
 SCENES = 4 * GIB  # what a suite's compiled scenes may take in the cache
-MUJOCO = ((3, 3, 6), (3, 4))  # as setup.cfg has it
 BACKENDS = {"egl": "libegl1, and a GPU's driver or Mesa's", "osmesa": "libosmesa6"}
 _DRAW = """
 import sys, time, mujoco
@@ -73,8 +73,7 @@ def mujoco() -> Iterator[Line]:
     except importlib.metadata.PackageNotFoundError:
         yield Line("MuJoCo", "not installed: pip install 'mujoco>=3.3.6,<3.4'", False)
         return
-    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    if MUJOCO[0] <= numbers < MUJOCO[1]:
+    if is_as_published(version):
         yield Line("MuJoCo", f"{version}, in which LIBERO moves and looks as published")
     else:
         yield Line(
@@ -160,7 +159,8 @@ def workers() -> Iterator[Line]:
     )
     shared = Path("/dev/shm")
     if not shared.is_dir():
-        yield Line("/dev/shm", "missing: pictures cannot travel from the simulators", False)
+        said = "missing: pictures travel from the simulators in temporary files, which is slower"
+        yield Line("/dev/shm", said, None)
         return
     free = shutil.disk_usage(shared).free
     helps = "" if free > 2**26 else ": start the container with --shm-size=1g"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,15 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_ript.reports.figures import (
+    History,
     as_percent,
     colours,
-    draw_band,
+    draw_evaluations,
+    evaluations,
     new_figure,
     rates_over_iterations,
+    rollout_rates,
 )
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 
-History = Sequence[Mapping[str, Any]]
 _BLACK = "#010203"  # no other colour of a figure is like it; the page puts its own in its place
 
 
@@ -68,28 +69,12 @@ def success(runs: Mapping[str, History], baselines: Mapping[str, EvaluationResul
     figure, axes = _axes(3.4)
     last = 1
     for (name, history), colour in zip(runs.items(), colours(len(runs)), strict=True):
-        rates = [
-            (entry["iteration"] - 1, entry["metrics"]["rollout/success_rate"])
-            for entry in history
-            if "rollout/success_rate" in entry["metrics"]
-        ]
+        rates = rollout_rates(history)
         of = f"{name}, " if len(runs) > 1 else ""
         if rates:
             axes.plot(*zip(*rates, strict=True), ":", color=colour, label=f"{of}rollouts")
-        baseline = baselines[name]
-        tests = [] if baseline is None else [(0, baseline)]
-        tests += [
-            (entry["iteration"], EvaluationResult.from_dict(entry["evaluation"]))
-            for entry in history
-            if entry["evaluation"] is not None
-        ]
-        tests = [(x, result) for x, result in tests if result.overall.episodes]
-        if tests:
-            x, results = zip(*tests, strict=True)
-            low, high = zip(*(result.interval() for result in results), strict=True)
-            draw_band(axes, x, low=low, high=high, colour=colour)
-            means = [result.rate for result in results]
-            axes.plot(x, means, "o-", color=colour, label=f"{of}test states")
+        if found := evaluations(history, baselines[name]):
+            draw_evaluations(axes, found, colour, f"{of}test states")
         last = max([last, *(entry["iteration"] for entry in history)])
     rates_over_iterations(axes, last)
     axes.set_ylabel("success rate")

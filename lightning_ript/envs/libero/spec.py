@@ -248,11 +248,16 @@ class LiberoSpec(EnvironmentSpec):
         return LiberoEnvironment(self)
 
 
+def is_as_published(mujoco: str) -> bool:
+    """Whether LIBERO's tasks are the same in a version of MuJoCo as in published data."""
+    numbers = tuple(int(part) for part in mujoco.split(".")[:3] if part.isdigit())
+    return MUJOCO_FROM <= numbers < MUJOCO_BELOW
+
+
 def _check_mujoco() -> None:
     """Refuses a MuJoCo in which LIBERO's tasks are others than in published data."""
     installed = version("mujoco")
-    numbers = tuple(int(part) for part in installed.split(".")[:3] if part.isdigit())
-    if not MUJOCO_FROM <= numbers < MUJOCO_BELOW:
+    if not is_as_published(installed):
         raise ValueError(
             f"MuJoCo {installed} is installed. From 3.4 on LIBERO's objects come to rest elsewhere "
             "than in published data, and before 3.3.6 fast mode is not exact: "
