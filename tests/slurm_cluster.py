@@ -117,6 +117,13 @@ class Cluster:
         for name in reversed(list(self.daemons)):
             self.kill(name)
 
+    def mend(self):
+        """Ends what runs and brings back a node that a test has lost."""
+        self.run("scancel", "--partition=debug", check=False)
+        for node in set(NODES) - set(self.daemons):
+            self.start_node(node)
+        self.wait(self._is_idle, "the nodes to come up")
+
     def _start(self, name, *arguments, key=None):
         program = shutil.which(name, path=search_path())
         with (self.folder / f"{key or name}.out").open("a") as out:
@@ -137,9 +144,11 @@ class Cluster:
         family = [process.pid, *descendants(process.pid)]
         if name in NODES:  # the steps of jobs have left the family
             family += [pid for pid in of_node(name) for pid in (pid, *descendants(pid))]
-        for pid in family:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # All at once: whoever outlived its child would report the child's end.
+        for signal_number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in family:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal_number)
         process.wait()
 
     def run(self, *command, check=True):

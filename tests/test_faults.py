@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -10,11 +11,17 @@ from pathlib import Path
 import pytest
 from fault_probe import fault
 from toy_runs import arguments, assert_same_state, checkpoint, fit, history, start
-from two_processes import begin
+from two_processes import ROOT, begin
 
 EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 STAGES = ("collecting", "learning", "evaluating", "saving")
 SIGNALS = ("SIGTERM", "SIGKILL")
+WITHOUT_LOGGERS = """
+import sys
+sys.modules.update(dict.fromkeys(("tensorboard", "tensorboardX", "wandb")))
+from lightning_ript.cli import main
+main(sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +59,18 @@ def test_the_same_command_goes_on(ended, whole, name, stage):
 
 
 @pytest.mark.parametrize("logger", ["TensorBoardLogger", "WandbLogger"])
-def test_a_logger_that_is_gone(tmp_path, capsys, monkeypatch, logger):
-    for name in ("tensorboard", "tensorboardX", "wandb"):
-        monkeypatch.setitem(sys.modules, name, None)
-    path = f"lightning.pytorch.loggers.{logger}"
-    with pytest.raises(SystemExit) as caught:
-        fit(tmp_path, 1, f"--trainer.logger={path}", f"--trainer.logger.save_dir={tmp_path}")
-    assert caught.value.code == 2
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if "error" in x]
+def test_a_logger_that_is_gone(tmp_path, logger):
+    """In a process of its own: whoever has imported a logger once has it."""
+    typed = arguments(
+        *(tmp_path, 1, f"--trainer.logger=lightning.pytorch.loggers.{logger}"),
+        f"--trainer.logger.save_dir={tmp_path}",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LOGGERS, *typed],
+        **{"cwd": ROOT, "capture_output": True, "text": True, "check": False, "timeout": 100},
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if "error" in x]
     assert "tensorboard" in line or "wandb" in line
     assert not (tmp_path / "history.json").exists()
 

@@ -19,11 +19,17 @@ TOY = [
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def machines(tmp_path_factory):
     if why := missing():
         pytest.skip(why)
     with Cluster(tmp_path_factory.mktemp("slurm")) as started:
         yield started
+
+
+@pytest.fixture
+def cluster(machines):
+    yield machines
+    machines.mend()
 
 
 def finished(run_dir):

@@ -80,10 +80,10 @@ def test_an_array(cluster, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("happens", "restarts", "state", "again"),
     [
-        ("kill -USR1 $PPID; sleep 2", 0, "PENDING", True),
-        ("kill -TERM $PPID; sleep 2", 0, "CANCELLED", False),
-        ("kill -TERM $PPID; sleep 2", 0, "COMPLETING", False),  # SLURM queues it again
-        ("kill -TERM $PPID; sleep 2", 0, "RUNNING", True),  # SLURM gives it time to end
+        ("kill -USR1 $PPID; sleep 1; exit 143", 0, "PENDING", True),
+        ("kill -TERM $PPID; sleep 1; exit 143", 0, "CANCELLED", False),
+        ("kill -TERM $PPID; sleep 1; exit 143", 0, "COMPLETING", False),  # SLURM queues it again
+        ("kill -TERM $PPID; sleep 1; exit 143", 0, "RUNNING", True),  # SLURM gives it time to end
         ("exit 137", 0, "RUNNING", True),
         ("exit 137", RESTARTS, "RUNNING", False),
         ("exit 143", 0, "RUNNING", False),  # a task has failed, and srun has ended the others

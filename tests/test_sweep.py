@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from test_cli import refusal
-from toy_runs import ROOT, fit, hear_ctrl_c
+from toy_runs import fit, hear_ctrl_c
+from two_processes import ROOT
 
 from lightning_ript.cli import main
 from lightning_ript.policies.toy import ToyPolicy
