@@ -8,17 +8,26 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_ript.callbacks.evaluation_report import success_metric
 from lightning_ript.reports.fresh_metrics import FreshMetrics
 from lightning_ript.reports.learning_curve import draw_learning_curve
+from lightning_ript.reports.run_page import write_page
 from lightning_ript.storage.evaluation_result import EvaluationResult
 from lightning_ript.storage.files import replacing
-from lightning_ript.storage.run_directory import evaluation_path, history_path, learning_curve_path
+from lightning_ript.storage.run_directory import (
+    evaluation_path,
+    history_path,
+    learning_curve_path,
+    page_path,
+)
 
 
 class RunReport(Callback):
     """After each iteration, writes `<run_dir>/history.json` and `<run_dir>/learning_curve.png`.
+
+    When the run has ended, `<run_dir>/report.html` shows it as a whole, see `write_page`.
 
     The history is part of the checkpoint, so a resumed run goes on with it, and what came after
     the checkpoint is forgotten with the weights. Seconds count from the start of training; those
@@ -90,6 +99,13 @@ class RunReport(Callback):
             figure = draw_learning_curve(self._history, self._baseline)
             with replacing(learning_curve_path(trainer.default_root_dir)) as temporary:
                 figure.savefig(temporary)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the page, once the last checkpoint is safe."""
+        if trainer.is_global_zero and self._history:
+            page = page_path(trainer.default_root_dir)
+            write_page([trainer.default_root_dir], page)
+            rank_zero_info(f"The run's page: {page}")
 
     def state_dict(self) -> dict[str, Any]:
         """The history."""

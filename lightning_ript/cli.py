@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
@@ -18,7 +17,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -36,6 +35,8 @@ from lightning_ript.commands.errors import (
     one_sentence_errors,
 )
 from lightning_ript.commands.old_names import with_current_names
+from lightning_ript.console.chatter import leave_out_chatter
+from lightning_ript.console.progress import EpochLines, NoBar
 from lightning_ript.distributed.sigterm import ending_on_sigterm
 from lightning_ript.distributed.strategies import ShardedStrategy
 from lightning_ript.evaluation import SuccessRate
@@ -45,8 +46,10 @@ from lightning_ript.running.configs import with_config_paths
 from lightning_ript.running.places import check_checkpoint, check_run_dir, expanded
 from lightning_ript.running.rank_watch import ENDS_TOO, RankWatch, is_broken_connection
 from lightning_ript.running.resumed_settings import ResumedSettings
+from lightning_ript.running.status_writer import StatusWriter
 from lightning_ript.running.surroundings import settle
 from lightning_ript.storage.checkpoint_files import WholeCheckpointIO, checkpoint_to_resume
+from lightning_ript.storage.given_warnings import GivenWarnings
 from lightning_ript.storage.hub import is_on_hub
 from lightning_ript.storage.run_directory import finished_iterations
 from lightning_ript.storage.run_lock import RunLock
@@ -110,6 +113,7 @@ class RIPTCLI(LightningCLI):
         check_run_dir(Path(settings.run_dir))
         if self.holds_run_dir and is_first_process():
             RunLock(settings.run_dir, f"lightning-ript {self.config.subcommand}")
+            GivenWarnings(settings.run_dir)
         if self.config.subcommand == "fit" and settings.ckpt_path is None:
             settings.ckpt_path = self._to_resume(settings.run_dir)
         if settings.weights_only is None:
@@ -172,10 +176,11 @@ class RIPTCLI(LightningCLI):
         given = settings.callbacks or []
         check_callbacks(given, ript=self._counts_successes())
         # First: where others exchange what they have counted, all ranks have to be there.
-        callbacks = [RankWatch(run_dir), *given, *self._tripwires(given)]
+        callbacks = [RankWatch(run_dir), *given, *self._tripwires(given), StatusWriter()]
         folder = Path(run_dir, _CHECKPOINTS)
         callbacks += [*self._best(folder, callbacks), LastCheckpoint(folder)]
-        settings.callbacks = [*callbacks, *self._end_between_iterations(settings)]
+        callbacks += self._end_between_iterations(settings)
+        settings.callbacks = [*callbacks, *self._lines_for_files(settings, callbacks)]
         plugins = settings.plugins or []
         plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -198,6 +203,13 @@ class RIPTCLI(LightningCLI):
         timer = Timer(settings.max_time, interval="epoch")
         settings.max_time = None
         return [timer]
+
+    def _lines_for_files(self, settings: Namespace, callbacks: list[Callback]) -> list[Callback]:
+        """What takes the place of Lightning's bar where it would be drawn into a file."""
+        given = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if given or settings.enable_progress_bar is False or sys.stderr.isatty():
+            return []
+        return [NoBar() if self._counts_successes() else EpochLines()]
 
     def _counts_successes(self) -> bool:
         return isinstance(getattr(self.model, "success_rate", None), SuccessRate)
@@ -304,8 +316,6 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
         unit: What a second start of an interrupted command goes on from.
     """
     arguments = with_current_names(arguments)
-    # What was typed may have been changed.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run")
     _take_hangups_for_sigterm()
     StrategyRegistry.register(
         "fsdp2", ShardedStrategy, "policies too large for one GPU", override=True
@@ -331,6 +341,7 @@ def run_lightning(cli: type[RIPTCLI], arguments: list[str], unit: str = "epoch")
             raise
         sys.exit(1 if RankWatch.said else f"lightning-ript: error: {RankWatch.lost} {ENDS_TOO}")
     finally:
+        GivenWarnings.end_all()
         RunLock.release_all()
 
 
@@ -348,16 +359,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: A command and its arguments; the program's own by default.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     settle()
-    # Lightning asks torch in a way that newer ones advise against, once a batch.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module=r"lightning\.")
-    # It is intended: a policy is trained without dropout, as it acts.
-    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
-    # One run, one folder: a second start is meant to find it full.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # Nothing here changes what a policy returns in place.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    leave_out_chatter()
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())

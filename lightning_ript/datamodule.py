@@ -35,7 +35,15 @@ from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.rollouts import Collection, acting, collect_groups
 from lightning_ript.storage.journal import Journal, fingerprint, label_of, remove_journals
 from lightning_ript.storage.run_directory import journals_path
-from lightning_ript.types import Context, Experience, Minibatch, Perturbation, Rollout, Task
+from lightning_ript.types import (
+    CollectingProgress,
+    Context,
+    Experience,
+    Minibatch,
+    Perturbation,
+    Rollout,
+    Task,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +61,19 @@ class Learner(Protocol):
 
     def plan(self, experience: Experience) -> Any:
         """The micro-batches to learn from, a sized iterable; every rank calls it."""
+
+
+@runtime_checkable
+class RolloutObserver(Protocol):
+    """A callback that hears of every episode while an iteration collects, on its rank."""
+
+    def on_rollout(self, trainer: L.Trainer, progress: CollectingProgress) -> None:
+        """An episode is over.
+
+        Args:
+            trainer: The trainer.
+            progress: How far the iteration is; changes afterwards.
+        """
 
 
 class OpaqueLoader:
@@ -424,17 +445,18 @@ class RolloutDataModule(L.LightningDataModule):
             unit="episode",
             disable=trainer.global_rank > 0 or trainer.progress_bar_callback is None,
         )
-        successes = 0
+        progress = CollectingProgress(iteration, self.groups_wanted)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        observers = [each for each in callbacks if isinstance(each, RolloutObserver)]
 
         def on_rollout(rollout: Rollout, queue: ContextQueue) -> None:
-            nonlocal successes
-            successes += rollout.success
+            progress.kept, progress.dropped = queue.kept, queue.dropped
+            progress.episodes += 1
+            progress.successes += rollout.success
             bar.update()
-            bar.set_postfix_str(
-                f"groups kept {queue.kept}/{self.groups_wanted} dropped {queue.dropped}, "
-                f"success {successes / bar.n if bar.n else 0:.0%}",
-                refresh=False,
-            )
+            bar.set_postfix_str(str(progress), refresh=False)
+            for observer in observers:
+                observer.on_rollout(trainer, progress)
 
         with bar, acting(policy, self.num_workers):
             return collect_groups(

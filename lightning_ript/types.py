@@ -150,6 +150,31 @@ class Experience:
     seed: tuple[int, ...]
 
 
+@dataclass
+class CollectingProgress:
+    """How far the collecting of an iteration is.
+
+    Attributes:
+        iteration: Number of the iteration, 0 for the first.
+        wanted: Groups to keep.
+        kept: Groups kept so far, over all ranks.
+        dropped: Groups dropped so far, over all ranks.
+        episodes: Episodes of this rank so far.
+        successes: How many of them succeeded.
+    """
+
+    iteration: int
+    wanted: int
+    kept: int = 0
+    dropped: int = 0
+    episodes: int = 0
+    successes: int = 0
+
+    def __str__(self) -> str:
+        rate = self.successes / max(1, self.episodes)
+        return f"groups kept {self.kept}/{self.wanted} dropped {self.dropped}, success {rate:.0%}"
+
+
 @dataclass(frozen=True)
 class DecisionBatch:
     """The N decisions of a rank's groups, in the order of groups, rollouts and time.

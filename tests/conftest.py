@@ -28,6 +28,14 @@ def _from_the_root():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _without_pages():
+    """A page takes a second, a run of the toy half of one; tests of pages put `write_page` back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_ript.callbacks.run_report.write_page", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def make_group():
     """Builds a group of context `number` from its rewards and the decisions of each episode.

@@ -149,7 +149,7 @@ def test_arms_are_named_by_what_tells_them_apart(study):
 
 
 def test_what_is_missing_or_broken(study, capsys):
-    with pytest.raises(FileNotFoundError, match=r"No history at .*nothing/history\.json"):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*nothing/history\.json"):
         compare([str(study / "nothing")], str(study / "out"))
     broken = {"{": "is not a history", "[{}]": "is not a history", "[]": "has no iteration"}
     for text, said in broken.items():

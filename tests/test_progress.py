@@ -1,20 +1,41 @@
-"""A log file is not flooded."""
+"""A terminal shows bars, a log file has lines."""
 
+import math
 import sys
 
 import pytest
+from toy_runs import fit
 
+from lightning_ript.console import progress
 from lightning_ript.console.progress import progress_bar
 
 
-@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.1), (False, 30.0)])
-def test_a_file_is_written_to_less_often(terminal, seconds, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+def test_a_bar_in_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress_bar(total=1000, desc="busy") as bar:
-        assert bar.mininterval == seconds
-        for _ in range(1000):
+        bar.update(1000)
+    assert "busy: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("every", "lines"), [(math.inf, 0), (0.0, 3)])
+def test_lines_in_a_file(every, lines, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_EVERY", every)
+    with progress_bar(total=3, desc="busy", unit="episodes") as bar:
+        for n in range(3):
+            bar.set_postfix_str(f"success {n}", refresh=False)
             bar.update()
     said = capsys.readouterr().err
-    assert "busy: 100%" in said
-    if not terminal:
-        assert said.count("busy") == 2  # at the beginning and at the end
+    assert "\r" not in said
+    assert said.count("busy: ") == pytest.approx(lines, abs=1 if lines else 0)
+    assert not lines or "busy: 3 episodes in 00:00, success 2\n" in said
+
+
+def test_a_run_whose_output_goes_to_a_file(tmp_path, capfd):
+    """A line per iteration, and no other library's advertisement."""
+    fit(tmp_path, 2, "--trainer.enable_progress_bar=true")
+    shown = capfd.readouterr()
+    said = shown.out + shown.err
+    assert "\r" not in said
+    assert said.count("iteration 1: ") == said.count("iteration 2: ") == 1
+    assert "litlogger" not in said
+    assert len(said.splitlines()) < 12, said

@@ -1,5 +1,6 @@
 """The page of a run: it holds what happened, needs nothing else, and a browser shows it."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from toy_runs import fit, history
 
 from lightning_ript.cli import main
 from lightning_ript.reports.run_page import changed_settings, read_run, write_page
+from lightning_ript.storage.given_warnings import warnings_path
 
 EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -21,15 +23,19 @@ def run(tmp_path_factory):
     report = "--trainer.callbacks+=lightning_ript.callbacks.EvaluationReport"
     config = ["--config=configs/toy.yaml", f"--run_dir={folder}"]
     main(["validate", *config, *EVALUATED, report, "--trainer.callbacks.name=before"])
-    fit(folder, 2, *EVALUATED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_ript.callbacks.run_report.write_page", write_page)
+        fit(folder, 2, *EVALUATED)
     return folder
 
 
 def test_the_page_of_a_run(run, capsys):
-    main(["report", str(run)])
     page = run / "report.html"
+    at_the_end = page.read_text()
+    main(["report", str(run)])
     assert f"- page: {page}" in capsys.readouterr().out
     text = page.read_text()
+    assert text == at_the_end
     assert "<h1>" in text
     assert "a &lt;b&gt; &amp; &#x27;c&#x27;" in text
     assert text.count("<svg") == 7
@@ -57,7 +63,7 @@ def test_several_runs(run, tmp_path):
 
 
 def test_what_is_no_run(tmp_path, capsys):
-    for content, said in ((None, "has no history.json"), ("[{", "history.json is damaged")):
+    for content, said in ((None, "There is no"), ("[{", "history.json is not a history")):
         if content is not None:
             (tmp_path / "history.json").write_text(content)
         with pytest.raises(SystemExit) as caught:
@@ -88,3 +94,11 @@ def test_in_a_browser(run, tmp_path):
     assert picture.stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr, done.stderr
     assert len(history(run)) == 2
+
+
+def test_warnings_are_on_the_page(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "warned")
+    warnings_path(folder).write_text(json.dumps([0.0, "the <floor> is wet"]) + "\n")
+    write_page([folder], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "<td>1970-01-01 00:00</td><td>the &lt;floor&gt; is wet</td>" in text

@@ -97,6 +97,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         "make a small SmolVLA for supervised fine-tuning on demonstrations",
     ),
     "report": (_report, "one HTML page of a run, or of several: figures, videos, settings"),
+    "watch": (
+        _own("watch", "commands.watch:watch"),
+        "what a run is doing, in the terminal, while it runs",
+    ),
     "configs": (_configs, "list the configs that come with the package, or show one"),
     "doctor": (
         _own("doctor", "commands.doctor:doctor"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import sys
@@ -17,6 +16,7 @@ from lightning_ript.reports.short_names import short_names
 from lightning_ript.reports.tables import Row, markdown, write_csv
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 from lightning_ript.storage.files import replacing
+from lightning_ript.storage.history import read_history
 from lightning_ript.storage.run_directory import evaluation_path, history_path
 
 log = logging.getLogger(__name__)
@@ -142,28 +142,19 @@ def read_run(folder: Path) -> Run:
         FileNotFoundError: If there is no history.
         ValueError: If it is not one.
     """
-    path = history_path(folder)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No history at {path}: name folders of runs with the RunReport callback, or folders "
-            "of such runs."
-        )
-    try:
-        history = json.loads(path.read_text(encoding="utf-8"))
-        evaluations = {
-            entry["iteration"]: EvaluationResult.from_dict(entry["evaluation"])
-            for entry in history
-            if entry["evaluation"] is not None
-        }
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a history ({error!r}): see RunReport.") from error
+    history = read_history(folder)
     if not history:
-        raise ValueError(f"{path} has no iteration: the run has not learned anything yet.")
+        raise ValueError(f"{folder} has no iteration: the run has not learned anything yet.")
+    evaluations = {
+        entry["iteration"]: EvaluationResult.from_dict(entry["evaluation"])
+        for entry in history
+        if entry["evaluation"] is not None
+    }
     before = evaluation_path(folder, "before")
     if before.is_file():
         evaluations = {0: EvaluationResult.read(before), **evaluations}
     evaluations = {i: result for i, result in evaluations.items() if result.overall.episodes}
-    reports = [*sorted(path.parent.glob("evaluation/epoch=*.json")), before]
+    reports = [*sorted(folder.glob("evaluation/epoch=*.json")), before]
     how = [EvaluationResult.read(report) for report in reports if report.is_file()]
     return Run(
         path=folder,

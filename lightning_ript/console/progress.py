@@ -1,21 +1,79 @@
-"""Progress bars that suit a terminal and a log file alike."""
+"""Progress bars in a terminal, lines in a log file."""
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
+import time
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-_TERMINAL_SECONDS, _FILE_SECONDS = 0.1, 30.0
+log = logging.getLogger(__name__)
+
+LINE_EVERY = 300.0  # seconds between two lines of something that goes on
 
 
 def progress_bar(*arguments: Any, **settings: Any) -> tqdm:
-    """Tqdm's bar; in a file, where every refresh stays, it is refreshed far less often.
+    """Tqdm's bar; in a file, where every refresh stays, a line now and then.
 
     Args:
         arguments: Of `tqdm.tqdm`.
         settings: Of `tqdm.tqdm`.
     """
-    seconds = _TERMINAL_SECONDS if sys.stderr.isatty() else _FILE_SECONDS
-    return tqdm(*arguments, dynamic_ncols=True, mininterval=seconds, **settings)
+    if sys.stderr.isatty():
+        return tqdm(*arguments, dynamic_ncols=True, **settings)
+    return tqdm(
+        *arguments,
+        file=_Lines(),
+        leave=False,
+        delay=LINE_EVERY,
+        mininterval=LINE_EVERY,
+        maxinterval=math.inf,
+        bar_format="{desc}: {n_fmt} {unit} in {elapsed}{postfix}",
+        **settings,
+    )
+
+
+class _Lines:
+    """Writes each state of a bar on a line of its own."""
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n ")
+        if text:
+            sys.stderr.write(f"{text}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class NoBar(ProgressBar):
+    """Stands where Lightning's bar would, in a log file."""
+
+    def disable(self) -> None:
+        """There is nothing to disable."""
+
+    def enable(self) -> None:
+        """Nor to enable."""
+
+
+class EpochLines(NoBar):
+    """A line per epoch, of a module that reports nothing else."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the time."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the line."""
+        if not trainer.is_global_zero:
+            return
+        metrics = [f"{name} {float(x):.4g}" for name, x in trainer.progress_bar_metrics.items()]
+        seconds = time.monotonic() - self._started
+        log.info(
+            "epoch %d, %d steps: %s, %.1f s",
+            *(trainer.current_epoch + 1, trainer.global_step, ", ".join(metrics), seconds),
+        )

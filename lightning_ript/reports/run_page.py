@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import inspect
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from pkgutil import resolve_name
@@ -18,7 +18,9 @@ import yaml
 from lightning_ript.reports import run_figures
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 from lightning_ript.storage.files import replacing
-from lightning_ript.storage.run_directory import evaluation_path, history_path, videos_of
+from lightning_ript.storage.given_warnings import Given, read_warnings
+from lightning_ript.storage.history import read_history
+from lightning_ript.storage.run_directory import evaluation_path, videos_of
 
 SHOWN_VIDEOS = 6  # pairs
 _OUTCOME = re.compile(r"-(success|failure)$")
@@ -49,6 +51,7 @@ class Run:
         before: The evaluation of the starting policy, if there was one.
         after: The last evaluation, if there was one.
         settings: The resolved config of its last start, if it can be found.
+        warnings: Those that it gave.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Run:
     before: EvaluationResult | None
     after: EvaluationResult | None
     settings: Mapping[str, Any]
+    warnings: Sequence[Given]
 
     @property
     def name(self) -> str:
@@ -71,16 +75,7 @@ def read_run(folder: str | Path) -> Run:
         ValueError: A file in it is damaged.
     """
     folder = Path(folder)
-    path = history_path(folder)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {path.name}: name the directory of a run of RIPT with RunReport "
-            "among its callbacks."
-        )
-    try:
-        history = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
+    history = read_history(folder)
     results = {}
     for name in ("before", "after"):
         file = evaluation_path(folder, name)
@@ -91,7 +86,7 @@ def read_run(folder: str | Path) -> Run:
         after = EvaluationResult.from_dict(evaluated[-1])
     configs = sorted(folder.glob("**/config.yaml"), key=lambda file: file.stat().st_mtime)
     settings = yaml.safe_load(configs[-1].read_text()) if configs else {}
-    return Run(folder, history, results["before"], after, settings)
+    return Run(folder, history, results["before"], after, settings, read_warnings(folder))
 
 
 def write_page(folders: Sequence[str | Path], out: str | Path) -> None:
@@ -135,12 +130,21 @@ def _one(run: Run) -> Iterator[str]:
             yield _figure(title, draw(run.history))
         yield "</div>"
     yield from _videos(run)
+    if run.warnings:
+        yield "<h2>Warnings</h2>"
+        rows = [[when(given.time), given.text] for given in run.warnings]
+        yield _table(["when (UTC)", "what"], rows)
     yield "<h2>Settings that differ from the defaults</h2>"
     yield _table(["setting", "value"], [[n, str(v)] for n, v in changed_settings(run.settings)])
     versions = {} if run.before is None else run.before.metadata.get("versions", {})
     if versions:
         yield "<h2>Versions</h2>"
         yield _table(["package", "version"], [[n, str(v)] for n, v in versions.items()])
+
+
+def when(seconds: float) -> str:
+    """A moment, given in seconds since 1970."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
 
 
 def _several(runs: Sequence[Run]) -> Iterator[str]:

@@ -161,6 +161,24 @@ class RunLock:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def holder_of(run_dir: str | Path) -> dict[str, Any] | None:
+    """Who is at work in a run directory, as far as can be seen without touching it.
+
+    Returns:
+        `command`, `pid`, `host`, `since`; None if nobody is.
+    """
+    path = Path(run_dir) / _NAME
+    try:
+        holder = json.loads(path.read_text())
+        silent = time.time() - path.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    if holder.get("machine") == machine():
+        began = started(int(holder["pid"]))
+        return holder if began is not None and began == holder["process_started"] else None
+    return holder if silent < SILENCE else None
+
+
 def machine() -> str:
     """Tells machines and containers apart, whose process numbers mean different processes."""
     parts = [socket.gethostname()]

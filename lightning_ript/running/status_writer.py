@@ -1,0 +1,117 @@
+"""Tells whoever watches what the run is doing."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from lightning_ript.storage.run_status import RunStatus
+from lightning_ript.types import CollectingProgress, Rollout
+
+EVERY = 1.0  # seconds between two writes while something goes on
+
+
+class StatusWriter(Callback):
+    """Keeps `<run_dir>/status.json` up to date, from the first process."""
+
+    def __init__(self) -> None:
+        self._now = RunStatus("starting", time.time())
+        self._written = 0.0  # of the monotonic clock
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The run begins."""
+        self._begin(trainer, "starting")
+
+    def on_rollout(self, trainer: L.Trainer, progress: CollectingProgress) -> None:
+        """An episode of an iteration is over."""
+        counts = {
+            "done": progress.episodes,
+            "successes": progress.successes,
+            "kept": progress.kept,
+            "wanted": progress.wanted,
+            "dropped": progress.dropped,
+        }
+        if self._now.doing == "collecting":
+            self._change(trainer, **counts)
+        else:
+            self._begin(trainer, "collecting", iteration=progress.iteration + 1, **counts)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Learning begins."""
+        batches = trainer.num_training_batches
+        of = int(batches) if batches != float("inf") else None
+        self._begin(trainer, "learning", of=of, iteration=trainer.current_epoch + 1)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """A micro-batch has been learned from."""
+        self._change(trainer, done=batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The iteration is over; what comes next says so itself."""
+        self._begin(trainer, "waiting", iteration=trainer.current_epoch + 1)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """An evaluation begins."""
+        batches = trainer.num_val_batches
+        of = int(sum(batches)) if isinstance(batches, list) else int(batches)
+        iteration = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
+        self._begin(trainer, "evaluating", of=of, iteration=iteration)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """An episode of it is over, or a batch of a supervised stage."""
+        changes = {"done": self._now.done + 1}
+        if isinstance(batch, Rollout):
+            changes["successes"] = (self._now.successes or 0) + batch.success
+        self._change(trainer, **changes)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The run is over."""
+        self._begin(trainer, "ended", iteration=self._now.iteration)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """The run is over, too."""
+        self._begin(trainer, "ended", iteration=self._now.iteration)
+
+    def _begin(self, trainer: L.Trainer, doing: str, **more: Any) -> None:
+        epochs = trainer.max_epochs if trainer.state.fn == "fit" else None
+        self._now = RunStatus(
+            doing,
+            time.time(),
+            iterations=None if epochs is None or epochs < 0 else epochs,
+            ranks=trainer.world_size,
+            **more,
+        )
+        self._write(trainer)
+
+    def _change(self, trainer: L.Trainer, **changes: Any) -> None:
+        self._now = replace(self._now, **changes)
+        if time.monotonic() - self._written > EVERY:
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero:
+            with suppress(OSError):  # nothing is lost with it; a full disk stops the checkpoint
+                self._now.write(trainer.default_root_dir)
+        self._written = time.monotonic()
