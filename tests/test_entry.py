@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -79,18 +81,52 @@ def test_the_wheel_holds_the_configs():
     assert listed == {f"{name}.yaml" for name in names()}
 
 
-def test_from_the_wheel(tmp_path):
+def build(kind, source, folder):
+    """Builds a `wheel` or an `sdist` of a source tree and returns its file."""
+    code = f"from setuptools.build_meta import build_{kind} as build; build({str(folder)!r})"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, check=True)
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The source distribution, unpacked, and the clone that it was built in."""
+    folder = tmp_path_factory.mktemp("source")
+    clone = shutil.copytree(
+        ROOT,
+        folder / "clone",
+        symlinks=True,
+        ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "build", "site", "*.egg-info"),
+    )
+    with tarfile.open(build("sdist", clone, folder / "sdist")) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    return unpacked, clone
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """Built as an index's users build it, from the source distribution."""
+    return build("wheel", sdist[0], tmp_path_factory.mktemp("wheels") / "of sdist")
+
+
+def test_the_source_distribution_is_whole(sdist, wheel, tmp_path):
+    unpacked, clone = sdist
+    for name in ("README.md", "LICENSE", "pyproject.toml", "callbacks/run_report.py"):
+        assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
+    of_clone = build("wheel", clone, tmp_path / "wheel")
+    names = [sorted(zipfile.ZipFile(file).namelist()) for file in (wheel, of_clone)]
+    assert names[0] == names[1]
+    assert {"lightning_ript/configs/toy.yaml", "lightning_ript/callbacks/run_report.py"} <= {
+        *names[0]
+    }
+
+
+def test_from_the_wheel(wheel, tmp_path):
     """In a folder with spaces and other letters, without a locale, the clone out of reach."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    alone = ["--no-deps", "--no-build-isolation"]
-    copy = shutil.copytree(
-        ROOT,
-        tmp_path / "clone",
-        symlinks=True,
-        ignore=lambda folder, names: {n for n in names if n in (".git", ".venv", "runs", "build")},
-    )
-    subprocess.run([*pip, "wheel", *alone, f"--wheel-dir={tmp_path}", str(copy)], check=True)
-    (wheel,) = tmp_path.glob("lightning_ript-*.whl")
     site, place = tmp_path / "site", tmp_path / "eine Mappe für Läufe"
     subprocess.run([*pip, "install", "--no-deps", f"--target={site}", str(wheel)], check=True)
     place.mkdir()

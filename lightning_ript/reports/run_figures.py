@@ -147,7 +147,9 @@ def tasks(before: EvaluationResult | None, after: EvaluationResult) -> str:
     axes.set_xlim(0, 1)
     as_percent(axes.xaxis)
     axes.set_xlabel("success on the test states")
-    figure.legend(frameon=False, labelcolor=_BLACK, fontsize="small", loc="outside upper right")
+    handles, labels = axes.get_legend_handles_labels()
+    style = {"frameon": False, "labelcolor": _BLACK, "fontsize": "small"}
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper right", **style)
     return svg(figure, "tasks")
 
 

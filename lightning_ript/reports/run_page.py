@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from lightning_ript.reports import run_figures
+from lightning_ript.reports.video import by_episode, failed
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.given_warnings import Given, read_warnings
@@ -23,7 +23,6 @@ from lightning_ript.storage.history import read_history
 from lightning_ript.storage.run_directory import evaluation_path, videos_of
 
 SHOWN_VIDEOS = 6  # pairs
-_OUTCOME = re.compile(r"-(success|failure)$")
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem; }
@@ -196,7 +195,7 @@ def _numbers(run: Run) -> str:
     cells = []
     for name, value in shown.items():
         number, bracket, rest = value.partition(" (")
-        small = f"<small>95 %: {escape(rest.rstrip(')'))}</small><br>" if bracket else ""
+        small = f"<small>95%: {escape(rest.rstrip(')'))}</small><br>" if bracket else ""
         cells.append(f"<div><strong>{escape(number)}</strong>{small}{escape(name)}</div>")
     return f"<div class=numbers>{''.join(cells)}</div>"
 
@@ -228,10 +227,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _videos(run: Run) -> Iterator[str]:
     """The same episodes before and after: first what fails in the end, then what was learned."""
-    old, new = (_by_episode(run.folder, name) for name in ("before", "after"))
+    old, new = (
+        by_episode(videos_of(evaluation_path(run.folder, name))) for name in ("before", "after")
+    )
     pairs = sorted(
         old.keys() & new.keys(),
-        key=lambda each: (not _failed(new[each]), not _failed(old[each]), each),
+        key=lambda each: (not failed(new[each]), not failed(old[each]), each),
     )
     if not pairs:
         return
@@ -239,7 +240,7 @@ def _videos(run: Run) -> Iterator[str]:
     for episode in pairs[:SHOWN_VIDEOS]:
         yield "<div class=pair>"
         for when, path in (("before", old[episode]), ("after", new[episode])):
-            said = f"{when}: {'failure' if _failed(path) else 'success'}"
+            said = f"{when}: {'failure' if failed(path) else 'success'}"
             data = base64.b64encode(path.read_bytes()).decode()
             yield (
                 f"<figure><video controls muted loop playsinline preload=metadata "
@@ -250,15 +251,6 @@ def _videos(run: Run) -> Iterator[str]:
     if len(pairs) > SHOWN_VIDEOS:
         more = len(pairs) - SHOWN_VIDEOS
         yield f"<small>{more} more pairs in {escape(str(run.folder))}/videos.</small>"
-
-
-def _by_episode(folder: Path, name: str) -> dict[str, Path]:
-    found = videos_of(evaluation_path(folder, name))
-    return {_OUTCOME.sub("", path.stem): path for path in found}
-
-
-def _failed(path: Path) -> bool:
-    return path.stem.endswith("failure")
 
 
 # -- settings --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ import imageio_ffmpeg
 import numpy as np
 
 from lightning_ript.storage.files import replacing
+
+_OUTCOME = re.compile(r"-(success|failure)$")
 
 
 class Video(NamedTuple):
@@ -86,3 +88,13 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
 def file_name(text: str) -> str:
     """A text as the name of a file."""
     return re.sub(r"[^\w.-]+", "_", text)
+
+
+def by_episode(files: Iterable[Path]) -> dict[str, Path]:
+    """An evaluation's videos by episode: the same one has the same name in another evaluation."""
+    return {_OUTCOME.sub("", file.stem): file for file in files}
+
+
+def failed(file: Path) -> bool:
+    """Whether the episode of a video failed, as its name says."""
+    return file.stem.endswith("failure")
