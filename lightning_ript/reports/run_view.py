@@ -91,7 +91,10 @@ def _parts(moment: Moment) -> Iterator[RenderableType]:
             yield Text(f"about {duration(left)} left")
     tested = evaluations(moment.history, moment.before)
     if tested:
-        rates = "  ".join(f"{result.overall.rate:.0%} after {n}" for n, result in tested[-6:])
+        rates = "  ".join(
+            f"{result.overall.rate:.0%} {f'after {n}' if n else 'before'}"
+            for n, result in [*tested[:1], *tested[1:][-5:]]
+        )
         yield Text.assemble(("success on the test states: ", "dim"), rates)
     if moment.history:
         yield Padding(_iterations(moment.history[-SHOWN_ITERATIONS:]), (1, 0, 0, 0))
