@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,28 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_ript.callbacks.evaluation_report import evaluation_name
 from lightning_ript.distributed.exchange import gather_objects
-from lightning_ript.reports.video import Video, file_name, prepare_frame, surplus, write_video
+from lightning_ript.reports.video import (
+    Video,
+    VideoError,
+    file_name,
+    prepare_frame,
+    surplus,
+    write_video,
+)
 from lightning_ript.storage.run_directory import videos_path
 from lightning_ript.types import Rollout
 
 _SUCCESS = (40, 180, 70)  # RGB of the border
 _FAILURE = (215, 50, 45)
+log = logging.getLogger(__name__)
 
 
 class RolloutVideo(Callback):
     """Writes `<run_dir>/videos/<evaluation>/<task>-<context>-<success|failure>.mp4`.
 
     Every evaluation rollout that carries frames (`data.eval_videos`) is written, by the rank that
-    ran it. A green border means success, a red one failure.
+    ran it. A green border means success, a red one failure. Where FFmpeg is missing or fails, a
+    warning says so, and the run goes on without videos.
 
     Args:
         name: Name of an evaluation by `validate`, as in `EvaluationReport`.
@@ -61,6 +71,7 @@ class RolloutVideo(Callback):
         self.height = height
         self.fps = fps
         self._written: list[Video] = []
+        self._works = True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets the evaluation before."""
@@ -76,14 +87,24 @@ class RolloutVideo(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes the rollout's video if it was recorded."""
-        if trainer.sanity_checking or not batch.frames:
+        if trainer.sanity_checking or not batch.frames or not self._works:
             return
         folder = videos_path(trainer.default_root_dir, evaluation_name(trainer, self.name))
         stem = f"{file_name(batch.context.task.name)}-{batch.context.index:03d}"
         outcome, colour = ("success", _SUCCESS) if batch.success else ("failure", _FAILURE)
         frames = [prepare_frame(frame, self.height, colour) for frame in batch.frames]
         path = folder / f"{stem}-{outcome}.mp4"
-        write_video(path, frames, self.fps)
+        try:
+            write_video(path, frames, self.fps)
+        except VideoError as error:
+            self._works = False
+            log.warning(
+                "No videos from now on, as FFmpeg cannot write %s: %s. Reinstall imageio-ffmpeg, "
+                "or name another FFmpeg with IMAGEIO_FFMPEG_EXE.",
+                path,
+                str(error).rstrip("."),
+            )
+            return
         task, state = batch.context.task.name, batch.context.index
         self._written.append(Video(task, batch.success, state, str(path)))
         # An evaluation repeated under the same name may have ended the other way before.

@@ -43,7 +43,8 @@ from lightning_ript.evaluation import SuccessRate
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.running.callback_rules import check_callbacks
 from lightning_ript.running.configs import with_config_paths
-from lightning_ript.running.places import check_checkpoint, check_run_dir, expanded
+from lightning_ript.running.paths import with_expanded_paths
+from lightning_ript.running.places import check_checkpoint, check_run_dir
 from lightning_ript.running.rank_watch import ENDS_TOO, RankWatch, is_broken_connection
 from lightning_ript.running.resumed_settings import ResumedSettings
 from lightning_ript.running.status_writer import StatusWriter
@@ -96,7 +97,7 @@ class RIPTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `--run_dir`, and checkpoints of every epoch."""
         parser.add_argument("--run_dir", type=str, default="runs/default", help="Folder of the run")
-        parser.link_arguments("run_dir", "trainer.default_root_dir", compute_fn=expanded)
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.set_defaults({"trainer.num_sanity_val_steps": 0, "trainer.log_every_n_steps": 1})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -108,8 +109,9 @@ class RIPTCLI(LightningCLI):
             ValueError: If it is damaged, or the run directory holds a run without a checkpoint.
         """
         super().parse_arguments(parser, args)
-        settings = self.config[self.config.subcommand]
-        settings.run_dir = expanded(settings.run_dir)
+        settings = with_expanded_paths(self.config)[self.config.subcommand]
+        if isinstance(settings.trainer.callbacks, Namespace):  # one alone
+            settings.trainer.callbacks = [settings.trainer.callbacks]
         check_run_dir(Path(settings.run_dir))
         if self.holds_run_dir and is_first_process():
             RunLock(settings.run_dir, f"lightning-ript {self.config.subcommand}")

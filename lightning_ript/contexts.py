@@ -16,6 +16,7 @@ import numpy as np
 from lightning_ript.demos.find_files import find_files, task_name
 from lightning_ript.demos.trajectory import few_shot
 from lightning_ript.envs.base import EnvironmentSpec
+from lightning_ript.storage.files import listed
 from lightning_ript.types import Context, Task
 
 log = logging.getLogger(__name__)
@@ -71,18 +72,18 @@ class DemonstrationContexts(_FixedContexts):
 
     Args:
         files: LIBERO HDF5 files, `<task name>_demo.hdf5`, or folders with one for each task of the
-            environment.
+            environment. One alone need not be in a list.
         per_task: Number of demonstrations of each task to use, evenly spaced over its file: the
             ones that `DemonstrationDataModule` takes when `demonstrations_per_file` is the same.
     """
 
-    def __init__(self, files: Sequence[Path], per_task: int | None = None) -> None:
+    def __init__(self, files: Sequence[Path] | Path, per_task: int | None = None) -> None:
         super().__init__()
-        if not files:
+        self.files = [Path(file) for file in listed(files)]
+        if not self.files:
             raise ValueError("DemonstrationContexts.files is empty: name at least one HDF5 file.")
         if per_task is not None and per_task < 1:
             raise ValueError(f"DemonstrationContexts.per_task is {per_task}: set it to 1 or more.")
-        self.files = [Path(file) for file in files]
         self.per_task = per_task
 
     def _load(self, environment: EnvironmentSpec) -> list[Context]:

@@ -1,6 +1,8 @@
 import json
 import logging
 import math
+import re
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -336,6 +338,40 @@ def test_failures_are_kept_before_successes(tmp_path):
     )
     (kept,) = videos_path(tmp_path, "few").iterdir()
     assert kept.name == "reach_the_goal-001-failure.mp4"
+
+
+def no_module(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+
+
+def no_program(monkeypatch):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found. Install ffmpeg on your system.")
+
+    monkeypatch.setattr("imageio_ffmpeg._io.get_ffmpeg_exe", missing)
+
+
+def wrong_place(monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+
+
+def failing_program(monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+
+
+@pytest.mark.parametrize("broken", [no_module, no_program, wrong_place, failing_program])
+def test_without_ffmpeg_there_is_one_warning_and_no_video(broken, tmp_path, monkeypatch, caplog):
+    broken(monkeypatch)
+    callback = RolloutVideo("before", per_task=1)
+    for _ in range(2):
+        make_trainer(tmp_path, callback).validate(Counter(), Episodes(frames=3), verbose=False)
+    said = [record.message for record in caplog.records if "video" in record.message]
+    assert len(said) == 1
+    assert re.match(
+        r"No videos from now on, as FFmpeg cannot write .*success\.mp4: .+\. Rein", said[0]
+    )
+    folder = videos_path(tmp_path, "before")
+    assert not folder.exists() or not list(folder.iterdir())
 
 
 def test_surplus_videos_are_successes_then_late_states():

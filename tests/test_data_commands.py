@@ -62,7 +62,7 @@ def test_missing_and_broken_files(folder, capsys):
     (folder / FILES[4]).write_bytes(b"<html>not found</html>")
     (folder / "mine_demo.hdf5").touch()
     (out, _), ended = say(capsys, "check", folder, "--suite", SUITE)
-    assert ended.startswith(f"2 of 10 files in {folder} are missing or broken: delete")
+    assert ended.startswith(f"2 of 10 files in {folder} are missing or have problems: delete")
     assert re.search(rf"{FILES[3]} +0 +0 +missing\n", out)
     assert re.search(rf"{FILES[4]} +0 +0 +is damaged or no HDF5 file", out)
     assert "mine" not in out
@@ -105,7 +105,7 @@ def smaller(file):
         (edit(lambda f: f.move("data", "elsewhere")), ["has no group `data`"]),
         (
             edit(lambda f: f["data"].attrs.__delitem__("problem_info")),
-            ["is not laid out as LIBERO"],
+            ["does not say what the robot is told"],
         ),
         (edit(lambda f: f["data"].__delitem__("demo_1/actions")), ["is not laid out as LIBERO"]),
         (edit(lambda f: [f.__delitem__(f"data/demo_{i}") for i in (0, 1)]), ["no demonstration"]),

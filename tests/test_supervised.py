@@ -385,7 +385,7 @@ def test_bad_settings_are_refused(policy):
         AutoencoderTraining(policy, lr=1e-6)
     with pytest.raises(ValueError, match="validation_fraction is 1"):
         DemonstrationDataModule(["a"], validation_fraction=1)
-    with pytest.raises(ValueError, match="must be a list"):
+    with pytest.raises(ValueError, match="files is empty"):
         DemonstrationDataModule([]).setup("fit")
 
 

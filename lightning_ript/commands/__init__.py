@@ -16,24 +16,24 @@ def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
     def run(arguments: list[str]) -> None:
         from jsonargparse import auto_cli
 
-        from lightning_ript.commands.errors import CommandParser
+        from lightning_ript.commands.own_parser import OwnParser
 
         found = [resolve_name(f"lightning_ript.{function}") for function in functions]
         auto_cli(
             found if len(found) > 1 else found[0],
             args=arguments,
             prog=f"lightning-ript {command}",
-            parser_class=CommandParser,
+            parser_class=OwnParser,
         )
 
     return run
 
 
 def _export(arguments: list[str]) -> None:
-    from lightning_ript.commands.errors import CommandParser
+    from lightning_ript.commands.own_parser import OwnParser
 
     export = resolve_name("lightning_ript.policies.quest.export:export")
-    parser = CommandParser(prog="lightning-ript export", description=export.__doc__)
+    parser = OwnParser(prog="lightning-ript export", description=export.__doc__)
     parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
     parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
     settings = parser.parse_args(arguments)
@@ -45,10 +45,10 @@ def _export(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    from lightning_ript.commands.errors import CommandParser
+    from lightning_ript.commands.own_parser import OwnParser
     from lightning_ript.commands.summary import report_on
 
-    parser = CommandParser(prog="lightning-ript report", description=report_on.__doc__)
+    parser = OwnParser(prog="lightning-ript report", description=report_on.__doc__)
     parser.add_argument("runs", nargs="+", type=str, help="run directories")
     parser.add_argument("--out", type=str, help="the page; <first run>/report.html by default")
     settings = parser.parse_args(arguments)
@@ -65,9 +65,9 @@ def _submit(arguments: list[str]) -> None:
 
 def _compare(arguments: list[str]) -> None:
     from lightning_ript.commands.compare import compare
-    from lightning_ript.commands.errors import CommandParser
+    from lightning_ript.commands.own_parser import OwnParser
 
-    parser = CommandParser(prog="lightning-ript compare", description="Compares finished runs.")
+    parser = OwnParser(prog="lightning-ript compare", description="Compares finished runs.")
     parser.add_argument("runs", nargs="+", type=str, help="a line each, see docs/evaluation.md")
     parser.add_argument("--out", required=True, type=str, help="folder of the tables and the plot")
     settings = parser.parse_args(arguments)

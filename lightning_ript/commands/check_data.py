@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from lightning_ript.demos.find_files import SUFFIX, hdf5_files
+from lightning_ript.demos.find_files import SUFFIX, hdf5_files, task_name
 from lightning_ript.demos.hdf5 import demonstrations_in, opened
+from lightning_ript.demos.hdf5_tasks import instruction
 from lightning_ript.demos.trajectory import ACTION_DIM, CAMERAS, LOWDIM
 from lightning_ript.envs.libero.suites import suite_tasks
 
@@ -52,28 +53,29 @@ def check(folder: Path, suite: str | None = None) -> None:
     Raises:
         FileNotFoundError: There is no such folder, or no HDF5 file in it.
         ValueError: There is no such suite.
-        SystemExit: Something is missing or broken, with status 1.
+        SystemExit: Something is missing or has problems, with status 1.
     """
     reports = inspect_folder(folder, suite)
     sys.stdout.write(table(reports) + "\n")
     bad = sum(bool(report.problems) for report in reports)
     if bad:
         raise SystemExit(
-            f"{bad} of {len(reports)} files in {folder} are missing or broken: delete the broken "
-            "ones, then download or collect them again."
+            f"{bad} of {len(reports)} files in {folder} are missing or have problems: delete what "
+            "is damaged, then download or collect again what is damaged or missing."
         )
 
 
 def inspect_folder(folder: Path, suite: str | None = None) -> list[FileReport]:
     """As `check`, without a word."""
-    if suite is not None:
-        files = [folder / f"{task.name}{SUFFIX}" for task in suite_tasks(suite)]
+    wanted = [] if suite is None else [task.name for task in suite_tasks(suite)]
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}.")
-    if suite is None:
-        files = hdf5_files(folder)
-        if not files:
-            raise FileNotFoundError(f"the folder {folder} holds no .hdf5 file of demonstrations.")
+    files = hdf5_files(folder)
+    if wanted:
+        there = {task_name(file): file for file in files}
+        files = [there.get(name, folder / f"{name}{SUFFIX}") for name in wanted]
+    elif not files:
+        raise FileNotFoundError(f"the folder {folder} holds no .hdf5 file of demonstrations.")
     return [inspect(file) for file in tqdm(files, "checking", unit="file", delay=2, leave=False)]
 
 
@@ -84,6 +86,8 @@ def inspect(file: Path) -> FileReport:
     try:
         with opened(file) as data:
             found = demonstrations_in(file, data)
+            if found:
+                instruction(file, found[0].language)
             groups = {each.name: data[each.name] for each in found}
             problems = [
                 f"{name}: {problem}" for name, group in groups.items() for problem in wrong(group)

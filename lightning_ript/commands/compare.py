@@ -14,6 +14,7 @@ from lightning_ript.reports.compare_chart import Curve, draw_curves
 from lightning_ript.reports.rows import found
 from lightning_ript.reports.short_names import short_names
 from lightning_ript.reports.tables import Row, markdown, write_csv
+from lightning_ript.running.paths import expanded
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.history import read_history
@@ -112,9 +113,9 @@ def read_arms(arguments: Sequence[str]) -> list[Arm]:
     names: list[str | None] = []
     for argument in arguments:
         name, equals, paths = argument.partition("=")
-        if equals and not Path(argument).exists():
+        if equals and "/" not in name and not Path(argument).exists():
             names.append(name)
-            folders.append([Path(path) for path in paths.split(",")])
+            folders.append([Path(expanded(path)) for path in paths.split(",")])
             continue
         folder = Path(argument).resolve()
         names.append(None)

@@ -18,6 +18,7 @@ import yaml
 
 from lightning_ript.commands.errors import CommandParser
 from lightning_ript.running.configs import find_config, with_config_paths
+from lightning_ript.running.paths import expanded
 from lightning_ript.storage.files import replacing
 
 LIGHTNING = ("fit", "validate")
@@ -162,7 +163,7 @@ def run_folder(command: Sequence[str]) -> Path:
             path = find_config(value)
             content = yaml.safe_load(Path(path).read_text()) if os.path.isfile(path) else None
             found = content.get("run_dir", found) if isinstance(content, dict) else found
-    found = os.path.expandvars(os.path.expanduser(found))
+    found = expanded(found)
     return Path(found.partition("{")[0].rpartition("/")[0] or "." if "{" in found else found)
 
 

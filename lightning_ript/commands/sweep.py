@@ -22,7 +22,7 @@ from lightning_ript.reports.short_names import telling_parts
 from lightning_ript.reports.sweep_report import CellResult, progress, write_report
 from lightning_ript.running.places import check_checkpoint
 from lightning_ript.storage.evaluation_result import EvaluationResult
-from lightning_ript.storage.files import replacing
+from lightning_ript.storage.files import listed, replacing
 from lightning_ript.storage.run_directory import evaluation_path
 
 # They change nothing in a result, or each cell has its own.
@@ -34,13 +34,14 @@ class SweepSettings:
     """What a sweep goes through, and where its results go.
 
     Attributes:
-        checkpoints: Lightning's checkpoints, or those in a format of the policy's own.
+        checkpoints: Lightning's checkpoints, or those in a format of the policy's own. One alone
+            need not be in a list.
         out: Folder of the results; a second start of the same command goes on with what it lacks.
         seeds: Seeds of the sampling noise, in place of `data.seed`.
         suites: Suites, in place of the environment's own.
     """
 
-    checkpoints: list[str]
+    checkpoints: list[str] | str
     out: str
     seeds: list[int] | None = None
     suites: list[str] | None = None
@@ -102,6 +103,7 @@ class SweepCLI(RIPTCLI):
         if settings.ckpt_path is not None:
             raise ValueError("A sweep takes --checkpoints, a list, in place of --ckpt_path.")
         given = {field.name: settings[field.name] for field in dataclasses.fields(SweepSettings)}
+        given["checkpoints"] = listed(given["checkpoints"])
         self.sweep = SweepSettings(**given)
         found = [
             check_checkpoint(place, "--checkpoints", "sweep") for place in self.sweep.checkpoints

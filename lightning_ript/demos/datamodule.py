@@ -17,6 +17,7 @@ from lightning_ript.demos.hdf5_tasks import Hdf5Task, hdf5_tasks
 from lightning_ript.demos.lerobot import LeRobotDataset, LeRobotTask, is_lerobot
 from lightning_ript.demos.trajectory import Reading, Trajectory, shared_out
 from lightning_ript.envs.libero.suites import find_tasks
+from lightning_ript.storage.files import listed
 
 
 class DemonstrationDataModule(L.LightningDataModule):
@@ -34,7 +35,7 @@ class DemonstrationDataModule(L.LightningDataModule):
 
     Args:
         files: HDF5 files, or folders of such, or datasets in LeRobot's format v3: folders, or
-            `hf://owner/name` on the hub.
+            `hf://owner/name` on the hub. One alone need not be in a list.
         suite: Use only files or episodes of this suite's tasks; a folder must hold all of them.
         task_subset: Of these tasks, names or numbers in the suite; the whole suite by default.
         batch_size: Steps per batch over all ranks.
@@ -50,8 +51,10 @@ class DemonstrationDataModule(L.LightningDataModule):
         cameras: Images to read, by the names in the files; the default is as for `lowdim`.
         before_action: Pair each action with the observation before it, as OpenVLA-OFT was trained.
             By default pairs are as the file has them: LIBERO's published files hold the observation
-            after the action of the same index, and QueST was trained on that; LeRobot's datasets
-            hold the one before it.
+            after the action of the same index, and QueST was trained on that; OpenVLA's replayed
+            files, robomimic's and LeRobot's datasets hold the one before it. Which of the two an
+            HDF5 file holds is seen from its `states`; without them it counts as one of LIBERO's if
+            it has the attribute `problem_info`.
         skip_idle: Leave out the steps in which neither arm nor gripper does anything, as the data
             of OpenVLA-OFT does.
         in_memory: Read pictures once, too; a LIBERO task of 50 demonstrations takes about 0.7 GB.
@@ -65,7 +68,7 @@ class DemonstrationDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        files: Sequence[str],
+        files: Sequence[str] | str,
         suite: str | None = None,
         task_subset: Sequence[int | str] | None = None,
         batch_size: int = 128,
@@ -97,7 +100,7 @@ class DemonstrationDataModule(L.LightningDataModule):
             )
         if suite is None and task_subset is not None:
             raise ValueError("task_subset chooses tasks of a suite: set suite, too")
-        self.files = files
+        self.files = listed(files)
         self.tasks = None if suite is None else find_tasks(suite, task_subset)
         self.batch_size = batch_size
         self.validation_fraction = validation_fraction
@@ -130,11 +133,11 @@ class DemonstrationDataModule(L.LightningDataModule):
         suite = settings.get("suite")
         tasks = None if suite is None else find_tasks(suite, settings.get("task_subset"))
         try:
-            first = next(iter(settings["files"]), "")
-            if is_lerobot(first):
+            files = listed(settings["files"])
+            if is_lerobot(first := next(iter(files), "")):
                 names = settings.get("lerobot_features")
                 return LeRobotDataset(first, names, parts=()).spaces()
-            return spaces_in(find_files(settings["files"], tasks)[0])
+            return spaces_in(find_files(files, tasks)[0])
         except (OSError, ValueError):
             return None
 
@@ -142,7 +145,8 @@ class DemonstrationDataModule(L.LightningDataModule):
         """Finds the demonstrations and reads what belongs in memory; opens each file once.
 
         Raises:
-            FileNotFoundError: A file or folder does not exist, or a folder lacks a task's file.
+            OSError: A file or folder does not exist or cannot be read at the moment, or a folder
+                lacks a task's file.
             ImportError: What reads LeRobot's datasets is not installed.
             ValueError: A file is damaged, is of another layout or has too few demonstrations, or
                 the batch cannot be shared by the ranks.
@@ -192,8 +196,6 @@ class DemonstrationDataModule(L.LightningDataModule):
 
     def _tasks(self) -> list[Hdf5Task | LeRobotTask]:
         """The demonstrations' files, or parts of datasets, of a task each."""
-        if isinstance(self.files, str):
-            raise ValueError(f"files must be a list of files or folders, not {self.files!r}")
         datasets = [place for place in self.files if is_lerobot(place)]
         files = [place for place in self.files if place not in datasets]
         found: list[Hdf5Task | LeRobotTask] = []

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_ript.storage.files import listed
 from lightning_ript.types import Task
 
 SUFFIX = "_demo.hdf5"  # a task's file is `<task name>_demo.hdf5`, in LIBERO as here
+_ENDINGS = (".hdf5", ".h5")  # in small letters or capitals
+_DEMO = "_demo"
 
 
 def hdf5_files(folder: Path) -> list[Path]:
     """The folder's HDF5 files, without those that are still being written, which are hidden."""
-    return [file for file in sorted(folder.glob("*.hdf5")) if not file.name.startswith(".")]
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")
+    ]
 
 
-def find_files(places: Sequence[str | Path], tasks: Sequence[Task] | None = None) -> list[Path]:
+def find_files(
+    places: Sequence[str | Path] | str | Path, tasks: Sequence[Task] | None = None
+) -> list[Path]:
     """Expands folders into the HDF5 files they hold.
 
     Args:
-        places: Files and folders.
+        places: Files and folders, or one.
         tasks: The tasks that are wanted: of a folder, the files of other tasks are left out. None
             for whatever is there.
 
@@ -28,8 +37,9 @@ def find_files(places: Sequence[str | Path], tasks: Sequence[Task] | None = None
             no file though there is a folder to look in.
         ValueError: No place is given, or a file is named that is of no wanted task.
     """
-    if isinstance(places, (str, Path)) or not places:
-        raise ValueError(f"files must be a list of HDF5 files or folders, not {places!r}")
+    places = listed(places)
+    if not places:
+        raise ValueError("files is empty: name HDF5 files, or folders of them")
     wanted = None if tasks is None else {task.name for task in tasks}
     files: list[Path] = []
     folders: list[str] = []
@@ -37,7 +47,9 @@ def find_files(places: Sequence[str | Path], tasks: Sequence[Task] | None = None
         if place.is_dir():
             found = hdf5_files(place)
             if not found:
-                raise FileNotFoundError(f"The folder {place} holds no .hdf5 file of demonstrations")
+                raise FileNotFoundError(
+                    f"The folder {place} holds no .hdf5 file of demonstrations{_instead(place)}"
+                )
             files += [file for file in found if wanted is None or task_name(file) in wanted]
             folders.append(str(place))
         elif not place.is_file():
@@ -61,4 +73,14 @@ def find_files(places: Sequence[str | Path], tasks: Sequence[Task] | None = None
 
 def task_name(file: Path) -> str:
     """The name of the task that a file is named after."""
-    return file.name.removesuffix(SUFFIX)
+    return file.stem.removesuffix(_DEMO)
+
+
+def _instead(folder: Path) -> str:
+    """A hint for who has OpenVLA's training data, which is not the files it was made from."""
+    if next(folder.rglob("*.tfrecord*"), None) is None:
+        return ""
+    return (
+        ", but RLDS's TFRecords, which are not read: name the HDF5 files that they were made from, "
+        "or the same in LeRobot's format, e.g. hf://lerobot/libero"
+    )

@@ -4,14 +4,14 @@
 `demo_1`, ...: `actions`, `states`, `robot_states`, `rewards`, `dones` and the observations under
 `obs/`. Images are upside down.
 
-In files of this project the observation of index t is the one before action t. In LIBERO's
-published files it is the one after it: their `create_dataset.py` steps, and then appends what it
-sees.
+Files that others have made in this layout, or in robomimic's, from which it comes, lack attributes,
+and have further groups and other names. What they do not say is found out by `file_conventions`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,14 +23,18 @@ import h5py
 import numpy as np
 from gymnasium import spaces
 
-from lightning_ript.demos.open_files import OpenFiles
+from lightning_ript.demos.file_conventions import (
+    OBSERVED,
+    SETTINGS,
+    carried_instruction,
+    is_observed_after,
+    is_upside_down,
+)
+from lightning_ript.demos.open_files import OpenFiles, open_hdf5
 from lightning_ript.demos.trajectory import CAMERAS, default_inputs
 from lightning_ript.envs.libero.suites import bddl_path
 from lightning_ript.storage.files import drafts_of, replacing
 from lightning_ript.types import Task
-
-SETTINGS = "collection_settings"  # our own attribute; LIBERO's readers ignore it
-OBSERVED = "observations"  # our own, too: "before" or "after" the action of the same index
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Demonstration:
         file: The HDF5 file.
         name: Its group, e.g. `demo_0`.
         num_samples: Number of steps T.
-        language: The instruction that the file carries.
+        language: The instruction that the file carries, if it does.
         upside_down: Whether the file's images begin with the bottom row, as OpenGL's do.
         observed_after: Whether an observation is the one after the action of the same index.
     """
@@ -73,9 +77,9 @@ class Demonstration:
     file: Path
     name: str
     num_samples: int
-    language: str
-    upside_down: bool = True
-    observed_after: bool = True
+    language: str | None
+    upside_down: bool
+    observed_after: bool
 
     def read(self, dataset: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Reads steps of one dataset.
@@ -121,10 +125,10 @@ def read_demonstrations(path: str | Path) -> list[Demonstration]:
     """Lists the demonstrations of a file in the order of their numbers.
 
     Args:
-        path: A file in LIBERO's layout, from this project or published.
+        path: A file in LIBERO's layout or robomimic's.
 
     Raises:
-        FileNotFoundError: If it does not exist.
+        OSError: If it does not exist, or cannot be read at the moment.
         ValueError: If it is truncated, no HDF5 file or of another layout.
     """
     with opened(path) as data:
@@ -139,49 +143,57 @@ def demonstrations_in(path: str | Path, data: h5py.Group) -> list[Demonstration]
         data: Its group `data`.
     """
     try:
-        language = json.loads(data.attrs["problem_info"])["language_instruction"]
-        language = language if isinstance(language, str) else "".join(language)
-        upside_down = data.attrs.get("macros_image_convention", "opengl") == "opengl"
-        # Files of version 0.1 do not say it, but have our settings.
-        default = "before" if SETTINGS in data.attrs else "after"
-        observed_after = data.attrs.get(OBSERVED, default) == "after"
-        names = sorted(
-            (name for name in data if name.startswith("demo_")),
-            key=lambda name: int(name.removeprefix("demo_")),
-        )
-        demonstrations = [
-            Demonstration(
-                file=Path(path),
-                name=name,
-                num_samples=len(data[name]["actions"]),
-                language=language,
-                upside_down=upside_down,
-                observed_after=observed_after,
-            )
-            for name in names
-        ]
-        for name in names:
-            data[name]["obs"], data[name]["states"]
+        names = _names(data)
+        lengths = [len(data[name]["actions"]) for name in names]
+        language = carried_instruction(data)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not laid out as LIBERO's demonstrations ({error}): give an HDF5 file "
             "written by `lightning-ript collect-demos` or published by LIBERO."
         ) from error
-    return demonstrations
+    for name in names:
+        if "obs" not in data[name]:
+            raise ValueError(
+                f"{path} has no observations in data/{name}: if it is a raw file of robomimic's, "
+                "add them with its dataset_states_to_obs.py."
+            )
+    upside_down = bool(names) and is_upside_down(data, data[names[0]])
+    observed_after = bool(names) and is_observed_after(data, data[names[0]])
+    return [
+        Demonstration(Path(path), name, length, language, upside_down, observed_after)
+        for name, length in zip(names, lengths, strict=True)
+    ]
+
+
+def _names(data: h5py.Group) -> list[str]:
+    """The groups that are demonstrations: `demo_2` before `demo_10`, and that before `demo_a`."""
+
+    def order(name: str) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+    groups = [name for name in data if isinstance(data[name], h5py.Group)]
+    return sorted(
+        (name for name in groups if name.startswith("demo") or "actions" in data[name]), key=order
+    )
 
 
 def read_init_states(path: str | Path) -> list[np.ndarray]:
     """The simulator states (1 + nq + nv,) float64 that a file's demonstrations start from.
 
     Raises:
-        FileNotFoundError: If it does not exist.
-        ValueError: If it is truncated, no HDF5 file or of another layout.
+        OSError: If it does not exist, or cannot be read at the moment.
+        ValueError: If it is truncated, no HDF5 file or of another layout, or holds no states.
     """
     with opened(path) as data:
         return [_init_state(data[found.name]) for found in demonstrations_in(path, data)]
 
 
 def _init_state(group: h5py.Group) -> np.ndarray:
+    if "init_state" not in group.attrs and "states" not in group:
+        raise ValueError(
+            f"{group.file.filename} has no states in {group.name[1:]}, so no episode can start "
+            "where that one did: take other contexts."
+        )
     state = group.attrs["init_state"] if "init_state" in group.attrs else group["states"][0]
     return np.asarray(state, dtype=np.float64)
 
@@ -361,16 +373,12 @@ def opened(path: str | Path) -> Iterator[h5py.Group]:
     """Opens a file for reading and yields its group `data`.
 
     Raises:
-        FileNotFoundError: If it does not exist.
+        OSError: If it does not exist, or cannot be read at the moment.
         ValueError: If it is truncated, no HDF5 file or has no such group.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no demonstration file {path}.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is damaged or no HDF5 file: {error}.") from error
-    with file:
+    with open_hdf5(path) as file:
         _refuse_other_files(file)
         if not isinstance(file.get("data"), h5py.Group):
             raise ValueError(f"{path} has no group `data`: it holds no LIBERO demonstrations.")
@@ -406,17 +414,23 @@ def inputs_in(data: h5py.Group) -> tuple[tuple[str, ...], dict[str, int]]:
     Args:
         data: The group `data` of an open file.
     """
-    seen = {name: found for demo in data.values() for name, found in demo["obs"].items()}
-    images = tuple(name for name in seen if seen[name].ndim == 4)
-    lowdim = {name: seen[name].shape[1] for name in seen if seen[name].ndim == 2}
+    seen = {name: found for demo in _names(data) for name, found in data[demo]["obs"].items()}
+    arrays = {name: found for name, found in seen.items() if isinstance(found, h5py.Dataset)}
+    images = tuple(name for name, found in arrays.items() if _is_picture(found))
+    lowdim = {name: found.shape[1] for name, found in arrays.items() if found.ndim == 2}
     return default_inputs(images, lowdim)
+
+
+def _is_picture(found: h5py.Dataset) -> bool:
+    """Whether it holds colours, (T, H, W, 3) uint8, and not depth or segmentation."""
+    return found.ndim == 4 and found.shape[-1] == 3 and found.dtype == np.uint8
 
 
 def spaces_in(path: str | Path) -> tuple[spaces.Dict, spaces.Box]:
     """The observation and action space of a file, as far as `inputs_in` takes them.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
+        OSError: If the file does not exist, or cannot be read at the moment.
         ValueError: If it is damaged, of another layout or empty.
     """
     with opened(path) as data:

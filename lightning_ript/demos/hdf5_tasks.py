@@ -9,7 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lightning_ript.demos.find_files import find_files, task_name
+from lightning_ript.demos.file_conventions import INSTRUCTION
+from lightning_ript.demos.find_files import SUFFIX, find_files, task_name
 from lightning_ript.demos.hdf5 import Demonstration, demonstrations_in, inputs_in, opened
 from lightning_ript.demos.trajectory import Reading, Trajectory, chosen_steps, few_shot
 from lightning_ript.envs.libero.suites import SUITES, suite_tasks
@@ -37,6 +38,7 @@ class Hdf5Task:
             few: How many of them, evenly spaced; None for all.
 
         Raises:
+            OSError: The file cannot be read at the moment.
             ValueError: The file is damaged, of another layout, or holds fewer.
         """
         with opened(self.file) as data:
@@ -74,7 +76,8 @@ def load(
         lowdim: Proprioception to read.
 
     Raises:
-        ValueError: A dataset is missing or has another number of steps than there are actions.
+        ValueError: A dataset is missing or has another number of steps than there are actions, or
+            no instruction is known.
     """
 
     def dataset(name: str) -> h5py.Dataset:
@@ -107,10 +110,20 @@ def load(
     )
 
 
-def instruction(file: Path, carried: str) -> str:
+def instruction(file: Path, carried: str | None) -> str:
     """Returns the benchmark's instruction of the task that a file is named after.
 
     Or, where no task has that name, the instruction that the file carries.
+
+    Raises:
+        ValueError: It carries none.
     """
     tasks = (task for suite in SUITES for task in suite_tasks(suite))
-    return next((task.language for task in tasks if task.name == task_name(file)), carried)
+    found = next((task.language for task in tasks if task.name == task_name(file)), carried)
+    if found is None:
+        raise ValueError(
+            f"{file} does not say what the robot is told: name it after its task of LIBERO, <task "
+            f"name>{SUFFIX}, or write the instruction to the attribute {INSTRUCTION} of its group "
+            "`data`."
+        )
+    return found

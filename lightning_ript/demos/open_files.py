@@ -1,4 +1,4 @@
-"""Files of pictures that stay open for reading."""
+"""Opening HDF5 files, and keeping files of pictures open."""
 
 from __future__ import annotations
 
@@ -11,11 +11,58 @@ from typing import Any
 import h5py
 
 OPEN_FILES = 32  # per process
+_POINTER = b"version https://git-lfs"
 
 
-def _hdf5(path: Path) -> h5py.File:
+def open_hdf5(path: str | Path, **settings: Any) -> h5py.File:
+    """Opens a file for reading, beside any number of other readers.
+
+    HDF5 locks what it opens. A lock that is refused means that another program is writing: half of
+    what it writes must not be read, so its lock is respected. A file system without locks protects
+    nothing, and is read without them.
+
+    Args:
+        path: The file.
+        **settings: Of `h5py.File`.
+
+    Raises:
+        BlockingIOError: Another program has it open for writing.
+        OSError: The operating system refuses it.
+        ValueError: It is no HDF5 file, or cut off.
+    """
+    try:
+        return h5py.File(path, "r", **settings)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"{path} is open for writing in another program: wait until that has closed it, or, if "
+            "it only reads, set HDF5_USE_FILE_LOCKING=FALSE."
+        ) from error
+    except OSError as error:
+        if "unable to lock file" in str(error):
+            return h5py.File(path, "r", locking=False, **settings)
+        raise _explained(Path(path), error) from error
+
+
+def _explained(path: Path, error: OSError) -> Exception:
+    if "already open for write" in str(error):
+        return BlockingIOError(
+            f"{path} was not closed by the program that wrote it: wait until that is done, or, if "
+            f"it has died, run `h5clear -s {path}`."
+        )
+    if error.errno is not None:
+        return OSError(error.errno, os.strerror(error.errno), str(path))
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            return ValueError(
+                f"{path} is Git LFS's pointer to a file, not the file: run `git lfs pull` in the "
+                "clone that it is from."
+            )
+    return ValueError(f"{path} is damaged or no HDF5 file: {error}.")
+
+
+def _pictures(path: Path) -> h5py.File:
     # Steps are read in random order, so what lies beside one is not worth keeping.
-    return h5py.File(path, "r", rdcc_nbytes=0)
+    return open_hdf5(path, rdcc_nbytes=0)
 
 
 class OpenFiles:
@@ -32,7 +79,7 @@ class OpenFiles:
         self._files: OrderedDict[Path, Any] = OrderedDict()
         self._process = os.getpid()
 
-    def get(self, path: Path, opening: Callable[[Path], Any] = _hdf5) -> Any:
+    def get(self, path: Path, opening: Callable[[Path], Any] = _pictures) -> Any:
         """A file, opened if it is not.
 
         Args:

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import imageio_ffmpeg
 import numpy as np
 
 from lightning_ript.storage.files import replacing
+from lightning_ript.storage.hub import first_line
+
+
+class VideoError(Exception):
+    """A video could not be written; the first line of the reason."""
 
 _OUTCOME = re.compile(r"-(success|failure)$")
 
@@ -66,23 +70,31 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
         path: The file; it takes its name only when complete.
         frames: At least one image (H, W, 3) uint8, all of the same even size.
         fps: Frames per second.
+
+    Raises:
+        VideoError: FFmpeg is not there or fails.
     """
     rows, columns = frames[0].shape[:2]
-    with replacing(path) as temporary:
-        # One thread: simulators share the cores.
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (columns, rows),
-            fps=fps,
-            codec="libx264",
-            macro_block_size=2,
-            ffmpeg_log_level="error",
-            output_params=["-threads", "1", "-movflags", "+faststart"],
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
+    try:
+        import imageio_ffmpeg
+
+        with replacing(path) as temporary:
+            # One thread: simulators share the cores.
+            writer = imageio_ffmpeg.write_frames(
+                str(temporary),
+                (columns, rows),
+                fps=fps,
+                codec="libx264",
+                macro_block_size=2,
+                ffmpeg_log_level="error",
+                output_params=["-threads", "1", "-movflags", "+faststart"],
+            )
+            writer.send(None)
+            for frame in frames:
+                writer.send(np.ascontiguousarray(frame))
+            writer.close()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise VideoError(first_line(error)) from error
 
 
 def file_name(text: str) -> str:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lightning_ript.running.paths import expanded
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 _OPTIONS = ("--config", "-c")
 
@@ -24,6 +26,7 @@ def find_config(name: str) -> str:
     Returns:
         `name` itself where there is none, for a parser to refuse.
     """
+    name = expanded(name)
     inner = name.removeprefix("configs/")
     if os.path.isfile(name) or ".." in inner.split("/"):
         return name

@@ -9,11 +9,6 @@ from lightning_ript.storage.checkpoint_files import is_checkpoint
 from lightning_ript.storage.hub import is_on_hub, local_file
 
 
-def expanded(path: str) -> str:
-    """A path with `~` and variables replaced."""
-    return os.path.expandvars(os.path.expanduser(path))
-
-
 def check_run_dir(folder: Path) -> None:
     """Makes the run directory.
 

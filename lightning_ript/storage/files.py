@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -84,6 +84,11 @@ def below(folder: Path, name: str, said_by: str | Path) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{said_by} names {name}, which is not below {folder}.")
     return folder / name
+
+
+def listed(places: Sequence[str | Path] | str | Path) -> list[str | Path]:
+    """Files and folders as a list; one alone need not be in brackets."""
+    return [places] if isinstance(places, (str, Path)) else list(places)
 
 
 def drafts_of(path: Path) -> list[Path]:

@@ -88,8 +88,8 @@ class LiberoSpec(EnvironmentSpec):
     assets: str | None = None
     init_joint_noise: float = 0.02
     max_compiled: int = 1
-    bddl: Sequence[str] | None = None
-    init_states: Sequence[str] | None = None
+    bddl: Sequence[str] | str | None = None
+    init_states: Sequence[str] | str | None = None
     object_modules: Sequence[str] = ()
 
     least_workers: ClassVar[int] = 1

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_ript.storage.files import listed
+
 BDDL = ".bddl"
 STATES = (".pruned_init", ".init", ".npz")  # the first of these wins
 _COMMENT = re.compile(r";.*")
@@ -31,7 +33,7 @@ class TaskFile:
 
 
 def find_task_files(
-    bddl: Sequence[str], init_states: Sequence[str] | None = None
+    bddl: Sequence[str] | str, init_states: Sequence[str] | str | None = None
 ) -> dict[str, TaskFile]:
     """Finds tasks by their files.
 
@@ -49,7 +51,7 @@ def find_task_files(
         ValueError: If a task is named twice or has no instruction, or states are of no task.
     """
     files: dict[str, Path] = {}
-    for file in _listed(bddl, (BDDL,), "bddl"):
+    for file in _found(bddl, (BDDL,), "bddl"):
         if file.stem in files:
             raise ValueError(
                 f"two files give a task {file.stem}, {files[file.stem]} and {file}: name one only."
@@ -57,10 +59,10 @@ def find_task_files(
         files[file.stem] = file
     states: dict[str, Path] = {}
     for suffix in STATES:
-        for file in _listed(init_states or (), STATES, "init_states"):
+        for file in _found(init_states or (), STATES, "init_states"):
             if file.suffix == suffix:
                 states.setdefault(_task_of(file), file)
-    named = {Path(each).expanduser() for each in init_states or ()}
+    named = {Path(each).expanduser() for each in listed(init_states or ())}
     for name, file in states.items():
         if name not in files and file in named:
             raise ValueError(
@@ -103,12 +105,10 @@ def check_task_files(
         raise ValueError(" ".join(wrong[:3]) + more)
 
 
-def _listed(named: Sequence[str], suffixes: tuple[str, ...], setting: str) -> list[Path]:
+def _found(named: Sequence[str] | str, suffixes: tuple[str, ...], setting: str) -> list[Path]:
     """The files that are named, and those of these kinds in the folders that are named."""
-    if isinstance(named, str):
-        raise ValueError(f"{setting} must be a list of files and folders, not {named!r}.")
     files: list[Path] = []
-    for each in named:
+    for each in listed(named):
         path = Path(each).expanduser()
         if path.is_dir():
             found = sorted(file for file in path.iterdir() if file.suffix in suffixes)

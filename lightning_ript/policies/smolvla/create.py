@@ -110,7 +110,7 @@ class SmallSizes:
 
 def new_smolvla(
     out: Path,
-    files: list[str],
+    files: list[str] | str,
     sizes: SmallSizes = SmallSizes(),
     executed_actions: int | None = None,
     steps: int = 10,
