@@ -5,7 +5,8 @@ Each is a function, imported only when its command is given, so that `--help` an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any
 
@@ -110,6 +111,24 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
     "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
 }
+
+
+def check_command(name: str, others: Iterable[str]) -> None:
+    """Refuses a command that does not exist.
+
+    Args:
+        name: What was typed first; an option is left to a parser.
+        others: LightningCLI's commands.
+
+    Raises:
+        ValueError: It does not exist.
+    """
+    known = [*others, *COMMANDS]
+    if name in known or name.startswith("-"):
+        return
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else "`lightning-ript --help` lists those there are."
+    raise ValueError(f"There is no command {name}: {hint}")
 
 
 def usage() -> str:
