@@ -79,7 +79,7 @@ COMMANDS = {
     "an unknown subcommand": Bad("'downlaod' is none of .*mean download", ["data", "downlaod"]),
     "no config": Bad("Nothing says what data and model are: name a --config", ["fit"]),
     "a sweep of nothing": Bad(
-        "checkpoints and out are missing", ["sweep", "--config=configs/toy.yaml"]
+        "--checkpoints and --out are missing", ["sweep", "--config=configs/toy.yaml"]
     ),
     **{
         f"an unknown option of {command}": Bad("--nonsense", [*command.split(), "--nonsense=1"])

@@ -6,9 +6,10 @@ Each is a function, imported only when its command is given, so that `--help` an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any
+
+from lightning_ript.console.near_match import did_you_mean
 
 
 def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
@@ -126,9 +127,8 @@ def check_command(name: str, others: Iterable[str]) -> None:
     known = [*others, *COMMANDS]
     if name in known or name.startswith("-"):
         return
-    near = get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else "`lightning-ript --help` lists those there are."
-    raise ValueError(f"There is no command {name}: {hint}")
+    near = did_you_mean(name, known, ": `lightning-ript --help` lists those there are.")
+    raise ValueError(f"There is no command {name}{near}")
 
 
 def usage() -> str:

@@ -11,9 +11,10 @@ import ast
 import inspect
 import re
 from argparse import ArgumentParser
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pkgutil import resolve_name
+
+from lightning_ript.console.near_match import did_you_mean
 
 _KEY = re.compile(r'Parser key "([\w.-]+)"')
 _CLASS = re.compile(r"given class_path '([\w.]+)'")
@@ -65,28 +66,17 @@ def in_words(message: str, parser: ArgumentParser) -> str:
     if found := _LINK_FAILED.match(message):
         return found["why"]
     if found := _OPTION.match(message):
-        near = near_match(found["name"], _names(parser))
-        return f"{message}: did you mean --{near}?" if near else message
+        return message + did_you_mean(f"--{found['name']}", {f"--{n}" for n in _names(parser)})
     if found := _CHOICE.search(message):
         choices = ast.literal_eval(f"[{found['choices']}]")
-        return (
-            f"{found['choice']!r} is none of {', '.join(choices)}{_hint(found['choice'], choices)}"
-        )
+        near = did_you_mean(found["choice"], choices, ".")
+        return f"{found['choice']!r} is none of {', '.join(choices)}{near}"
     if found := _SETTING.match(message):
-        return f"There is no setting {found['name']}{_hint(found['name'], _names(parser)) or '.'}"
+        near = did_you_mean(found["name"], _names(parser), ".")
+        return f"There is no setting {found['name']}{near}"
     if message.startswith('expected "subcommand"'):
         return "No command is given: begin with lightning-ript fit or lightning-ript validate."
-    return _of_a_setting(message) or _without_noise(message)
-
-
-def near_match(name: str, known: Iterable[str]) -> str | None:
-    """The name that was probably meant."""
-    return next(iter(get_close_matches(name, sorted(set(known)), n=1)), None)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = near_match(name, known)
-    return f": did you mean {near}?" if near else ""
+    return _of_a_setting(message, parser) or _without_noise(message)
 
 
 def _names(parser: ArgumentParser) -> set[str]:
@@ -98,7 +88,7 @@ def _names(parser: ArgumentParser) -> set[str]:
     return found
 
 
-def _of_a_setting(message: str) -> str | None:
+def _of_a_setting(message: str, parser: ArgumentParser) -> str | None:
     """What is wrong with a setting, or with one of a class that a setting names."""
     reason = _REASON.search(message)
     if reason is None:
@@ -110,15 +100,15 @@ def _of_a_setting(message: str) -> str | None:
     if nested := _NESTED.fullmatch(value):
         value = str(ast.literal_eval(nested[1]))
     if reason["missing"]:
-        return _missing(name, class_path, reason["missing"])
+        return _missing(name, class_path, reason["missing"], parser)
     if not name:
         return None
     if unknown := reason["unknown"] or reason["extra"]:
         return _unknown(name, reason["partial"] or class_path, unknown)
     if reason["attribute"]:
         module, attribute = reason["module"], reason["attribute"]
-        hint = _hint(attribute, dir(resolve_name(module))) or ": see how it is spelt."
-        return f"{name} names {module}.{attribute}, which does not exist{hint}"
+        near = did_you_mean(attribute, dir(resolve_name(module)), ": see how it is spelt.")
+        return f"{name} names {module}.{attribute}, which does not exist{near}"
     if reason["failed"]:
         wrong = class_path or value
         return f"{name} names {wrong}, which cannot be imported: {reason['failed']}."
@@ -127,28 +117,28 @@ def _of_a_setting(message: str) -> str | None:
     return _of_another_type(name, value, message[reason.start() : given.start() if given else None])
 
 
-def _missing(name: str, class_path: str, names: str) -> str:
+def _missing(name: str, class_path: str, names: str, parser: ArgumentParser) -> str:
     """Which settings have to be given; those of `fit` begin with its name."""
     wanted = [each.partition(".")[2] or each for each in names.split(", ")]
     if name:
         of = f"{name} is a {_short(class_path)} and needs" if class_path else f"{name} needs"
+        full = [f"{name}.{each}" for each in wanted]
+        return f"{of} {_listed(wanted, 'and')}: set {_listed(full, 'and')}."
+    verb = "are" if len(wanted) > 1 else "is"
+    if {"model", "data"} & set(wanted):
         return (
-            f"{of} {_listed(wanted, 'and')}: set {_listed([f'{name}.{n}' for n in wanted], 'and')}."
+            f"Nothing says what {_listed(wanted, 'and')} {verb}: name a --config; "
+            "`lightning-ript configs` lists those that come with the package."
         )
-    if not {"model", "data"} & set(wanted):
-        return f"{_listed(wanted, 'and')} {'are' if len(wanted) > 1 else 'is'} missing."
-    return (
-        f"Nothing says what {_listed(wanted, 'and')} {'are' if len(wanted) > 1 else 'is'}: name a "
-        "--config; `lightning-ript configs` lists those that come with the package."
-    )
+    options = _names(parser)
+    typed = [f"--{each}" if each in options else each.upper() for each in wanted]
+    return f"{_listed(typed, 'and')} {verb} missing."
 
 
 def _unknown(name: str, class_path: str, setting: str) -> str:
-    parameters = inspect.signature(resolve_name(class_path)).parameters if class_path else {}
-    hint = _hint(setting, parameters)
-    if not hint and parameters:
-        hint = f": {_short(class_path)} has {', '.join(parameters)}."
-    return f"{name} has no setting {setting}{hint or '.'}"
+    known = inspect.signature(resolve_name(class_path)).parameters if class_path else {}
+    others = f": {_short(class_path)} has {', '.join(known)}." if known else "."
+    return f"{name} has no setting {setting}{did_you_mean(setting, known, others)}"
 
 
 def _of_another_type(name: str, value: str, expected: str) -> str:

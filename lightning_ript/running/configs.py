@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from lightning_ript.console.near_match import did_you_mean
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 _OPTIONS = ("--config", "-c")
@@ -63,11 +64,9 @@ def read_config(place: str) -> dict[str, Any]:
     if isinstance(content, dict):
         return content
     if not is_file:
-        near = get_close_matches(place.removeprefix("configs/").removesuffix(".yaml"), names(), 1)
-        raise FileNotFoundError(
-            f"--config names {place}, which does not exist: "
-            + (f"did you mean {near[0]}?" if near else "`lightning-ript configs` lists some.")
-        )
+        inner = place.removeprefix("configs/").removesuffix(".yaml")
+        near = did_you_mean(inner, names(), ": `lightning-ript configs` lists some.")
+        raise FileNotFoundError(f"--config names {place}, which does not exist{near}")
     found = "nothing" if content is None else "a list" if isinstance(content, list) else "one value"
     raise ValueError(f"{place} holds {found}, but a config holds settings, as in `run_dir: here`.")
 
