@@ -29,7 +29,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_ript.commands import COMMANDS, usage
+from lightning_ript.commands import COMMANDS, check_command, usage
 from lightning_ript.commands.errors import (
     LightningCommandParser,
     one_sentence_errors,
@@ -44,12 +44,17 @@ from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.running.callback_rules import check_callbacks
 from lightning_ript.running.configs import with_config_paths
 from lightning_ript.running.paths import with_expanded_paths
-from lightning_ript.running.places import check_checkpoint, check_run_dir
+from lightning_ript.running.places import check_checkpoint
 from lightning_ript.running.rank_watch import ENDS_TOO, RankWatch, is_broken_connection
 from lightning_ript.running.resumed_settings import ResumedSettings
 from lightning_ript.running.status_writer import StatusWriter
 from lightning_ript.running.surroundings import settle
-from lightning_ript.storage.checkpoint_files import WholeCheckpointIO, checkpoint_to_resume
+from lightning_ript.storage.checkpoint_files import (
+    WholeCheckpointIO,
+    checkpoint_to_resume,
+    read_checkpoint,
+)
+from lightning_ript.storage.files import make_folder
 from lightning_ript.storage.given_warnings import GivenWarnings
 from lightning_ript.storage.hub import is_on_hub
 from lightning_ript.storage.run_directory import finished_iterations
@@ -104,15 +109,16 @@ class RIPTCLI(LightningCLI):
         """Finds the checkpoint, and refuses a bad one before anything is built.
 
         Raises:
-            OSError: If there is no checkpoint of that name, here or on the hub, the run directory
-                cannot be written, or another command is at work in it.
+            OSError: If there is no checkpoint of that name, here or on the hub, it cannot be read
+                at the moment, the run directory cannot be written, or another command is at work
+                in it.
             ValueError: If it is damaged, or the run directory holds a run without a checkpoint.
         """
         super().parse_arguments(parser, args)
         settings = with_expanded_paths(self.config)[self.config.subcommand]
         if isinstance(settings.trainer.callbacks, Namespace):  # one alone
             settings.trainer.callbacks = [settings.trainer.callbacks]
-        check_run_dir(Path(settings.run_dir))
+        make_folder(settings.run_dir, "--run_dir")
         if self.holds_run_dir and is_first_process():
             RunLock(settings.run_dir, f"lightning-ript {self.config.subcommand}")
             GivenWarnings(settings.run_dir)
@@ -120,9 +126,17 @@ class RIPTCLI(LightningCLI):
             settings.ckpt_path = self._to_resume(settings.run_dir)
         if settings.weights_only is None:
             settings.weights_only = True  # a checkpoint is data; nothing in it is executed
-        if settings.ckpt_path not in (None, "best", "last"):
-            command = self.config.subcommand
-            settings.ckpt_path = check_checkpoint(settings.ckpt_path, "--ckpt_path", command)
+        if settings.ckpt_path in ("best", "last"):
+            settings.ckpt_path = str(
+                Path(settings.run_dir, _CHECKPOINTS, f"{settings.ckpt_path}.ckpt")
+            )
+        if settings.ckpt_path is not None:
+            settings.ckpt_path = check_checkpoint(
+                settings.ckpt_path,
+                "--ckpt_path",
+                self.config.subcommand,
+                trusted=not settings.weights_only,
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Leaves out what Lightning does here: read a whole checkpoint for its hyperparameters.
@@ -164,15 +178,22 @@ class RIPTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds what every run has: a CSV logger if no other is named, `last.ckpt`, `best.ckpt`.
 
+        With `enable_checkpointing: false` it has no checkpoints, and cannot go on from any.
+
         RIPT's best checkpoint is the one with the highest success rate, a supervised stage's the
         one with the lowest validation loss. A config's own ModelCheckpoint comes beside them.
 
         Raises:
-            ValueError: RIPT is to stop after a number of optimizer steps, or a callback makes no
-                sense.
+            ValueError: RIPT is to stop after a number of optimizer steps, or a callback or
+                `barebones` makes no sense.
         """
         run_dir = self._settings.run_dir
         settings = self.config_init[self.subcommand].trainer
+        if settings.barebones:
+            raise ValueError(
+                "trainer.barebones is true, which turns off the metrics and checkpoints that a run "
+                "is for: leave it out."
+            )
         if settings.logger in (None, True):
             settings.logger = CSVLogger(run_dir, name="metrics")
         given = settings.callbacks or []
@@ -180,7 +201,8 @@ class RIPTCLI(LightningCLI):
         # First: where others exchange what they have counted, all ranks have to be there.
         callbacks = [RankWatch(run_dir), *given, *self._tripwires(given), StatusWriter()]
         folder = Path(run_dir, _CHECKPOINTS)
-        callbacks += [*self._best(folder, callbacks), LastCheckpoint(folder)]
+        if settings.enable_checkpointing is not False:
+            callbacks += [*self._best(folder, callbacks), LastCheckpoint(folder)]
         callbacks += self._end_between_iterations(settings)
         settings.callbacks = [*callbacks, *self._lines_for_files(settings, callbacks)]
         plugins = settings.plugins or []
@@ -241,7 +263,7 @@ class RIPTCLI(LightningCLI):
         if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.weights_only = self._settings.weights_only
         place = self._settings.ckpt_path
-        if place in (None, "best", "last"):
+        if place is None:
             return
         log.info("Resuming %s", place)
         if self.settings is not None:
@@ -251,7 +273,7 @@ class RIPTCLI(LightningCLI):
         """Trains; a checkpoint that does not fit is explained by the settings that have changed."""
         try:
             self.trainer.fit(model, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, KeyError) as error:
             explained = self.settings and self.settings.explained(error)
             if not explained:
                 raise
@@ -260,8 +282,10 @@ class RIPTCLI(LightningCLI):
     def before_validate(self) -> None:
         """Lets the policy load a checkpoint in a format of its own, which Lightning cannot read."""
         settings = self.config_init[self.subcommand]
-        if settings["ckpt_path"] not in (None, "best", "last"):
+        if settings["ckpt_path"] is not None:
             settings["ckpt_path"] = self.load_published(settings["ckpt_path"])
+        if settings["ckpt_path"] is not None:
+            read_checkpoint(settings["ckpt_path"], trusted=not settings["weights_only"])
 
     def load_published(self, place: str) -> str | None:
         """Lets the policy load a checkpoint in a format of its own.
@@ -368,6 +392,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.write(usage())
         return
     with one_sentence_errors():
+        check_command(arguments[0], RIPTCLI.subcommands())
         arguments = with_config_paths(arguments)
         if arguments[0] in COMMANDS:
             COMMANDS[arguments[0]][0](arguments[1:])

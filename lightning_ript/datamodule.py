@@ -262,6 +262,11 @@ class RolloutDataModule(L.LightningDataModule):
                 "RolloutDataModule collects anew every epoch: set "
                 "trainer.reload_dataloaders_every_n_epochs to 1."
             )
+        if stage == "fit" and self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                "trainer.fast_dev_run takes one batch of an iteration, which is learned from as a "
+                "whole: set trainer.max_epochs and data.groups_per_iteration to 1 in place of it."
+            )
         for name in ("limit_train_batches", "val_check_interval") if stage == "fit" else ():
             given = getattr(self.trainer, name)
             if isinstance(given, int) or given != 1.0:

@@ -134,6 +134,8 @@ class RIPTLightningModule(L.LightningModule):
         for name, value in positive.items():
             if not value > 0:
                 raise ValueError(f"model.{name} is {value}, but must be positive.")
+        if optimizer is None:
+            raise ValueError("model.optimizer is null: name a class, or leave it out for AdamW.")
         if kl_coefficient < 0:
             raise ValueError(f"model.kl_coefficient is {kl_coefficient}, but must not be negative.")
         if aggregation is not None:

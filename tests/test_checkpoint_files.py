@@ -16,7 +16,6 @@ import yaml
 from toy_runs import arguments, assert_same_state, checkpoint, fit, history, start
 
 from lightning_ript.cli import main
-from lightning_ript.running.places import check_run_dir
 from lightning_ript.storage import checkpoint_files, run_lock
 from lightning_ript.storage.checkpoint_files import WholeCheckpointIO, checkpoint_to_resume
 from lightning_ript.storage.files import making
@@ -219,12 +218,6 @@ def test_a_run_that_died_before_its_first_checkpoint(three, tmp_path, caplog):
     assert [entry["iteration"] for entry in history(tmp_path)] == [1, 2, 3]
 
 
-def test_optimizer_steps_do_not_end_ript(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        fit(tmp_path, 2, "--trainer.max_steps=7")
-    assert "trainer.max_steps is 7, but optimizer steps end within" in capsys.readouterr().err
-
-
 def test_time_ends_ript_after_an_iteration(three, tmp_path):
     """A first run that is out of time at once has finished one; the second goes on as ever."""
     fit(tmp_path, 3, "--trainer.max_time={milliseconds: 1}")
@@ -244,18 +237,6 @@ def test_home_and_variables_in_a_yaml_file(tmp_path, monkeypatch):
     assert (tmp_path / "runs/first/history.json").is_file()
     main([*typed, f"--config={config}", "--trainer.max_epochs=2"])
     assert len(history(tmp_path / "runs" / "first")) == 2
-
-
-def test_run_directories_that_cannot_be(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit):
-        fit(tmp_path / "file", 1)
-    assert "file, which is a file" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        fit(tmp_path / "file" / "below", 1)
-    assert "cannot be made: Not a directory" in capsys.readouterr().err
-    with pytest.raises(PermissionError, match="cannot be made"):
-        check_run_dir(Path("/proc/nothing"))
 
 
 def test_two_commands_on_one_run_directory(tmp_path, capsys):

@@ -159,7 +159,7 @@ def test_what_is_missing_or_broken(study, capsys):
     assert not (study / "out").exists()
     with pytest.raises(SystemExit):
         main(["compare", str(study / "loo")])
-    assert "required: out" in capsys.readouterr().err
+    assert "--out is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ def test_what_is_current_is_left_alone(tmp_path, recwarn):
         "1",
     ]
     assert with_current_names(arguments) == arguments
-    joined = [f"--config={path}", "--config=configs/toy.yaml", "--config", "gone.yaml"]
-    expected = ["--config", str(path), "--config", "configs/toy.yaml", "--config", "gone.yaml"]
+    joined = [f"--config={path}", "--config=configs/toy.yaml"]
+    expected = ["--config", str(path), "--config", "configs/toy.yaml"]
     assert with_current_names(joined) == expected
     assert not recwarn
 

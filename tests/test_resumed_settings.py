@@ -1,11 +1,16 @@
 """A run that goes on with other settings than it began with."""
 
+from functools import partial
+
 import pytest
 import torch
 from toy_runs import assert_same_state, fit, history
 
+from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.running.resumed_settings import changes
 
+OWN = "--model=test_resumed_settings.Own"
 STEP = "--model.init_args.scheduler"
 SCHEDULE = [f"{STEP}=torch.optim.lr_scheduler.StepLR", f"{STEP}.step_size=1", f"{STEP}.gamma=0.5"]
 LR = "--model.init_args.optimizer.init_args.lr"
@@ -131,3 +136,70 @@ def test_checkpoints_of_earlier_versions_go_on(two, tmp_path):
     torch.save(run, path)
     fit(tmp_path, 3)
     assert len(history(tmp_path)) == 3
+
+
+class Own(RIPTLightningModule):
+    """A module of a user's own, with settings that nobody else knows."""
+
+    def __init__(
+        self,
+        policy: PolicyAdapter,
+        passes: int = 2,
+        episodes_per_minibatch: int = 16,
+        learning_rate: float = 0.01,
+        listed: bool = False,
+        noted: bool = False,
+    ):
+        optimizer = partial(torch.optim.AdamW, lr=learning_rate)
+        super().__init__(
+            policy,
+            passes=passes,
+            episodes_per_minibatch=episodes_per_minibatch,
+            optimizer=optimizer,
+        )
+        self.listed, self.noted = listed, noted
+
+    def configure_optimizers(self):
+        made = super().configure_optimizers()
+        return [made] if self.listed else made
+
+    def on_save_checkpoint(self, checkpoint):
+        super().on_save_checkpoint(checkpoint)
+        if self.noted:
+            checkpoint["note"] = 1
+
+    def on_load_checkpoint(self, checkpoint):
+        super().on_load_checkpoint(checkpoint)
+        if self.noted:
+            assert checkpoint["note"]
+
+
+def test_the_rate_of_a_module_of_ones_own_counts(tmp_path):
+    fit(tmp_path, 1, OWN)
+    fit(tmp_path, 2, OWN, "--model.learning_rate=0.003")
+    assert rates(tmp_path) == pytest.approx([0.01, 0.003])
+
+
+@pytest.mark.parametrize(
+    ("always", "now", "said"),
+    [
+        (
+            "--model.listed=true",
+            "--model.learning_rate=0.003",
+            "Own makes a list of optimizers, which go on as they were, though other settings are "
+            "given now: model.learning_rate 0.003 (it was 0.01)",
+        ),
+        (
+            "--model.learning_rate=0.01",
+            "--model.noted=true",
+            "The checkpoint does not fit the module ('note'): it is of a run with other settings. "
+            "They are now: model.noted True (it was False)",
+        ),
+    ],
+)
+def test_settings_of_ones_own_that_would_be_dropped(tmp_path, capsys, always, now, said):
+    fit(tmp_path, 1, OWN, always)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, 2, OWN, always, now)
+    assert said in capsys.readouterr().err
+    assert len(history(tmp_path)) == 1

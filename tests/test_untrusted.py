@@ -71,7 +71,7 @@ def test_a_checkpoint_that_is_trusted(run, tmp_path):
 
 def test_weights_of_a_policy(tmp_path):
     torch.save({"net": Malice(tmp_path / "done")}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="cannot be read as plain tensors"):
+    with pytest.raises(ValueError, match=r"holds more than data \(os\.makedirs\)"):
         read_tensors(tmp_path / "weights.pth")
     assert not (tmp_path / "done").exists()
 

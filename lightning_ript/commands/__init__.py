@@ -5,9 +5,11 @@ Each is a function, imported only when its command is given, so that `--help` an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
 from typing import Any
+
+from lightning_ript.console.near_match import did_you_mean
 
 
 def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
@@ -114,6 +116,23 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "sweep": (_sweep, "evaluate checkpoints x suites x seeds: table and chart, resumable"),
     "compare": (_compare, "learning curves and a table of several runs, e.g. of an ablation"),
 }
+
+
+def check_command(name: str, others: Iterable[str]) -> None:
+    """Refuses a command that does not exist.
+
+    Args:
+        name: What was typed first; an option is left to a parser.
+        others: LightningCLI's commands.
+
+    Raises:
+        ValueError: It does not exist.
+    """
+    known = [*others, *COMMANDS]
+    if name in known or name.startswith("-"):
+        return
+    near = did_you_mean(name, known, ": `lightning-ript --help` lists those there are.")
+    raise ValueError(f"There is no command {name}{near}")
 
 
 def usage() -> str:

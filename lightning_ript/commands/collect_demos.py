@@ -16,6 +16,7 @@ from lightning_ript.envs.base import WorkerError
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.graphics import Render
 from lightning_ript.envs.pool import EnvironmentPool
+from lightning_ript.storage.files import make_folder
 from lightning_ript.types import Context, Task
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def collect_demos(
         One entry per task.
 
     Raises:
+        OSError: If nothing can be written to `out`.
         ValueError: If a setting is wrong, or a file in `out` does not fit the settings.
         FileNotFoundError: If the assets are missing.
         RuntimeError: If the expert keeps failing.
@@ -96,6 +98,7 @@ def collect_demos(
         raise ValueError(f"seed is {seed}, but must be 0 or more.")
     if not 0 <= noise < np.inf:
         raise ValueError(f"noise is {noise}, but must be 0 or more.")
+    make_folder(out, "--out")
     libero = LiberoSpec(
         suite,
         tasks,

@@ -16,7 +16,7 @@ from lightning_ript.reports.short_names import short_names
 from lightning_ript.reports.tables import Row, markdown, write_csv
 from lightning_ript.running.paths import expanded
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
-from lightning_ript.storage.files import replacing
+from lightning_ript.storage.files import make_folder, replacing
 from lightning_ript.storage.history import read_history
 from lightning_ript.storage.run_directory import evaluation_path, history_path
 
@@ -37,6 +37,7 @@ def compare(runs: Sequence[str], out: str) -> None:
     """
     arms = read_arms(runs)
     refuse_different_tests(arms)
+    make_folder(out, "--out")
     rows = [summarize(arm) for arm in arms]
     text = as_markdown(rows)
     for caveat in dict.fromkeys(each for arm in arms for run in arm.runs for each in run.caveats):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning_ript.commands.check_data import check
 from lightning_ript.envs.libero.suites import suite_tasks
+from lightning_ript.storage.files import make_folder
 from lightning_ript.storage.hub import explained
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def download(suite: str, out: Path = Path("datasets")) -> None:
         SystemExit: Something is missing or broken afterwards, with status 1.
     """
     tasks = suite_tasks(suite)
+    make_folder(out, "--out")
     from huggingface_hub import snapshot_download
 
     log.info("%d files from the hub's %s to %s.", len(tasks), HUB_DATASET, out / suite)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_ript.running.configs import read_config
 
 _MOVED = {
     "lightning_ript.demos.supervised": "lightning_ript.policies.quest.stages",
@@ -39,7 +40,7 @@ def with_current_names(arguments: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if name in ("--config", "-c"):
             value = value if equals else next(words, "")
-            content = _read(value)
+            content = read_config(value)
             current = _without_old_critic(_renamed(content))
             module = _module_of(current) or module
             changed += [name, value if current == content else yaml.safe_dump(current)]
@@ -58,16 +59,6 @@ def with_current_names(arguments: Sequence[str]) -> list[str]:
         else:
             changed.append(_class(word))
     return changed
-
-
-def _read(place: str) -> Any:
-    """The content of a config file; None if it cannot be read, as the parser will say."""
-    if not Path(place).is_file():
-        return None
-    try:
-        return yaml.safe_load(Path(place).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return None
 
 
 def _module_of(content: Any) -> str | None:

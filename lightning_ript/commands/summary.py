@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_ript.reports.run_page import write_page
 from lightning_ript.storage.evaluation_result import EvaluationResult, TaskResult
-from lightning_ript.storage.files import replacing
+from lightning_ript.storage.files import make_folder, replacing
 from lightning_ript.storage.run_directory import (
     evaluation_path,
     learning_curve_path,
@@ -34,10 +34,12 @@ def report_on(runs: Sequence[str], out: str | None = None) -> None:
         OSError: One of them is no run directory.
         ValueError: Something in them is damaged.
     """
+    page = Path(out) if out is not None else page_path(runs[0])
+    if out is not None:
+        make_folder(page.parent, "--out")
     evaluations = [evaluation_path(runs[0], name) for name in ("before", "after")]
     if len(runs) == 1 and all(path.is_file() for path in evaluations):
         report(str(evaluations[0]), str(evaluations[1]), runs[0])
-    page = Path(out) if out is not None else page_path(runs[0])
     write_page(runs, page)
     sys.stdout.write(f"- page: {page}\n")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -21,8 +20,9 @@ from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.reports.short_names import telling_parts
 from lightning_ript.reports.sweep_report import CellResult, progress, write_report
 from lightning_ript.running.places import check_checkpoint
+from lightning_ript.storage.checkpoint_files import read_checkpoint
 from lightning_ript.storage.evaluation_result import EvaluationResult
-from lightning_ript.storage.files import listed, replacing
+from lightning_ript.storage.files import listed, make_folder, read_json, replacing
 from lightning_ript.storage.run_directory import evaluation_path
 
 # They change nothing in a result, or each cell has its own.
@@ -105,6 +105,7 @@ class SweepCLI(RIPTCLI):
         given = {field.name: settings[field.name] for field in dataclasses.fields(SweepSettings)}
         given["checkpoints"] = listed(given["checkpoints"])
         self.sweep = SweepSettings(**given)
+        make_folder(self.sweep.out, "--out")
         found = [
             check_checkpoint(place, "--checkpoints", "sweep") for place in self.sweep.checkpoints
         ]
@@ -205,7 +206,7 @@ class SweepCLI(RIPTCLI):
             self._try_lightning(path)
 
     def _try_lightning(self, path: str) -> None:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        weights = read_checkpoint(path)["state_dict"]
         try:
             self.model.load_state_dict(weights, strict=self.model.strict_loading)
         except RuntimeError as error:
@@ -282,7 +283,7 @@ def refuse_other_settings(out: str, settings: dict[str, Any]) -> None:
     path = _settings_path(out)
     if not path.is_file() or not any(Path(out, "evaluation").rglob("*.json")):
         return
-    old = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+    old = dict(_flat(read_json(path)))
     new = dict(_flat({part: settings[part] for part in ("model", "data")}))
     for name in old.keys() & new.keys():  # another version may have other settings
         if old[name] != new[name]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lightning_ript.storage.files import below
 from lightning_ript.storage.hub import first_line
 
@@ -67,6 +69,17 @@ def shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:
             for name in contents.keys():  # noqa: SIM118  (not a mapping)
                 found[name] = tuple(contents.get_slice(name).get_shape())
     return found
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, by name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read.
+    """
+    with opened(path) as contents:
+        return {name: contents.get_tensor(name) for name in contents.keys()}  # noqa: SIM118
 
 
 def only(folder: Path, pattern: str, what: str) -> Path:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_ript.storage.hub import first_line
+from lightning_ript.storage.torch_files import read_data
 
 SHOWN = 8  # differences that a sentence names
 Shapes = Mapping[str, tuple[int, ...]]
@@ -20,17 +18,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """Reads a file that torch.save wrote, mapped into memory where its format allows.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, or is more than tensors in dictionaries.
+        OSError: There is no such file, or it cannot be read at the moment.
+        ValueError: It is damaged, or is more than tensors in dictionaries.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}")
-    try:
-        contents = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:  # a foreign file makes the unpickler raise anything at all
-        raise ValueError(f"{path} cannot be read as plain tensors ({first_line(error)})") from error
+    contents = read_data(path)
     if not isinstance(contents, dict):
         raise ValueError(f"{path} holds no tensors by name")
     return contents

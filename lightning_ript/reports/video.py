@@ -17,6 +17,7 @@ from lightning_ript.storage.hub import first_line
 class VideoError(Exception):
     """A video could not be written; the first line of the reason."""
 
+
 _OUTCOME = re.compile(r"-(success|failure)$")
 
 

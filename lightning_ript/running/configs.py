@@ -9,7 +9,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from lightning_ript.console.near_match import did_you_mean
 from lightning_ript.running.paths import expanded
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -24,7 +26,7 @@ def find_config(name: str) -> str:
             `quest/ript`, `quest/ript.yaml` or `configs/quest/ript.yaml`.
 
     Returns:
-        `name` itself where there is none, for a parser to refuse.
+        `name` itself where there is none.
     """
     name = expanded(name)
     inner = name.removeprefix("configs/")
@@ -34,20 +36,68 @@ def find_config(name: str) -> str:
     return next((each for each in candidates if os.path.isfile(each)), name)
 
 
+def read_config(place: str) -> dict[str, Any]:
+    """The settings in a config.
+
+    Args:
+        place: A path, or YAML itself.
+
+    Raises:
+        OSError: There is no such file, or it may not be read.
+        ValueError: It holds something else than settings.
+    """
+    import yaml
+
+    if os.path.isdir(place):
+        raise IsADirectoryError(f"--config names {place}, which is a folder: name a file in it.")
+    is_file = os.path.isfile(place)
+    what = place if is_file else "--config"
+    try:
+        text = Path(place).read_text(encoding="utf-8") if is_file else place
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError:
+        raise ValueError(f"{place} is no text: name a config in YAML.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = [*text.splitlines(), ""][mark.line] if mark else ""
+        why = "a tab, where YAML wants spaces" if "\t" in line else getattr(error, "problem", error)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{what} is no YAML{where}: {why}.") from None
+    if isinstance(content, dict):
+        return content
+    if not is_file:
+        inner = place.removeprefix("configs/").removesuffix(".yaml")
+        near = did_you_mean(inner, names(), ": `lightning-ript configs` lists some.")
+        raise FileNotFoundError(f"--config names {place}, which does not exist{near}")
+    found = "nothing" if content is None else "a list" if isinstance(content, list) else "one value"
+    raise ValueError(f"{place} holds {found}, but a config holds settings, as in `run_dir: here`.")
+
+
 def with_config_paths(arguments: Sequence[str]) -> list[str]:
-    """Arguments of a command, with the paths of the configs that they name."""
+    """Arguments of a command, with the paths of the configs that they name.
+
+    Raises:
+        OSError: There is no such config, or it may not be read.
+        ValueError: One holds something else than settings.
+    """
     found: list[str] = []
     is_name = False
     for argument in arguments:
         option, equals, value = argument.partition("=")
         if is_name:
-            found.append(find_config(argument))
+            found.append(_checked(argument))
         elif equals and option in _OPTIONS:
-            found.append(f"{option}={find_config(value)}")
+            found.append(f"{option}={_checked(value)}")
         else:
             found.append(argument)
         is_name = argument in _OPTIONS
     return found
+
+
+def _checked(name: str) -> str:
+    path = find_config(name)
+    read_config(path)
+    return path
 
 
 def names() -> Iterator[str]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 
 def expanded(path: str) -> str:
-    """A path with `~` and the variables that are set replaced."""
-    return os.path.expandvars(os.path.expanduser(path))
+    """A path with `~` and variables replaced.
+
+    Raises:
+        ValueError: A variable is not set.
+    """
+    found = os.path.expandvars(os.path.expanduser(path))
+    if unset := re.search(r"\$([A-Za-z_]\w*|{\w+})", found):
+        raise ValueError(f"{path} names {unset[0]}, a variable that is not set: set it first.")
+    return found
 
 
 def with_expanded_paths(settings: Any) -> Any:

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from lightning_ript.storage.checkpoint_files import is_checkpoint
+from lightning_ript.storage.checkpoint_files import read_checkpoint
 from lightning_ript.storage.hub import is_on_hub, local_file
+from lightning_ript.storage.torch_files import fault
 
 
-def check_run_dir(folder: Path) -> None:
-    """Makes the run directory.
-
-    Raises:
-        OSError: Nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(f"--run_dir names {folder}, which is a file.") from None
-    except OSError as error:
-        raise PermissionError(f"--run_dir {folder} cannot be made: {error.strerror}.") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"--run_dir {folder} cannot be written: choose another.")
-
-
-def check_checkpoint(place: str, setting: str, command: str) -> str:
+def check_checkpoint(place: str, setting: str, command: str, trusted: bool = False) -> str:
     """Finds a checkpoint and refuses what cannot be one.
 
     Lightning would read a file of the hub as a stream, at every start anew.
@@ -34,14 +18,17 @@ def check_checkpoint(place: str, setting: str, command: str) -> str:
         place: A file, a folder of a policy's own format, or the address of either on the hub.
         setting: The setting that names it.
         command: What it is for; `fit` resumes Lightning's files only.
+        trusted: Whether it may hold objects that code makes when they are read.
 
     Returns:
         The file or folder; a folder on the hub stays there, for the policy to find.
 
     Raises:
-        OSError: If there is none, here or on the hub.
+        OSError: If there is none, here or on the hub, or it cannot be read at the moment.
         ValueError: If it is damaged, or cannot be resumed.
     """
+    if not place:
+        raise FileNotFoundError(f"{setting} is empty: name a checkpoint, or leave it out.")
     folder_on_hub = is_on_hub(place) and not Path(place).suffix
     path = Path(place) if folder_on_hub else local_file(place)
     if folder_on_hub or path.is_dir():
@@ -53,9 +40,8 @@ def check_checkpoint(place: str, setting: str, command: str) -> str:
         return str(place)
     if not path.is_file():
         raise FileNotFoundError(f"{setting} names {place}, which does not exist.")
-    if not is_checkpoint(path):
-        raise ValueError(
-            f"{place} is damaged, no checkpoint, or in the format that torch had before 2020: name "
-            "another."
-        )
+    if wrong := fault(path):
+        raise ValueError(f"{setting} names {place}, which {wrong}: name another.")
+    if command == "fit":
+        read_checkpoint(path, trusted)
     return str(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,10 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_ript.storage.checkpoint_files import read_checkpoint
+
 _SETTINGS, _OPTIMIZER = "settings", "optimizer_class"  # in a checkpoint
+_RESTORING = "lightning.pytorch.trainer.connectors.checkpoint_connector"
 # What says how a run is watched and where, not what it computes.
 _SILENT = (
     *("ckpt_path", "run_dir", "config", "weights_only", "trainer.default_root_dir"),
@@ -78,7 +82,7 @@ class ResumedSettings(Callback):
         Raises:
             ValueError: It names the setting, what it was and what it is.
         """
-        found = torch.load(checkpoint, map_location="cpu", weights_only=not trusted, mmap=True)
+        found = read_checkpoint(checkpoint, trusted)
         if _SETTINGS not in found:
             return  # of an earlier version
         self.changed = changes(yaml.safe_load(found[_SETTINGS]), self.settings)
@@ -97,12 +101,14 @@ class ResumedSettings(Callback):
 
     def explained(self, error: Exception) -> ValueError | None:
         """The error of a checkpoint that does not fit, with the settings that may be why."""
-        if not self.changed or "state_dict" not in str(error):
+        frames = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)]
+        if not self.changed or _RESTORING not in frames or frames[-1].startswith("lightning_ript."):
             return None
-        first = str(error).splitlines()[1:2]
+        lines = str(error).splitlines()
+        why = "".join(lines[1:2] or lines[:1]).strip()
         return ValueError(
-            f"The checkpoint does not fit the policy ({''.join(first).strip()}): it is of a run "
-            f"with other settings. They are now: {self.told()}."
+            f"The checkpoint does not fit the module ({why}): it is of a run with other settings. "
+            f"They are now: {self.told()}."
         )
 
     def on_save_checkpoint(
@@ -119,20 +125,24 @@ class ResumedSettings(Callback):
         """Puts the learning rate and its like of now in the place of the checkpoint's.
 
         Raises:
-            ValueError: What learns is not what learned then.
+            ValueError: What learns is not what learned then, or a setting would be dropped.
         """
-        if trainer.state.fn != "fit" or len(checkpoint.get("optimizer_states", ())) != 1:
+        if trainer.state.fn != "fit" or not checkpoint.get("optimizer_states"):
             return
-        if _SETTINGS in checkpoint:  # `--ckpt_path last` is known by now only
-            self.changed = changes(yaml.safe_load(checkpoint[_SETTINGS]), self.settings)
         fresh: Any = pl_module.configure_optimizers()
         optimizer, scheduler = fresh, None
         if isinstance(fresh, dict):
             optimizer, scheduler = fresh["optimizer"], fresh.get("lr_scheduler")
         if isinstance(scheduler, dict):
             scheduler = scheduler["scheduler"]
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            return  # lists of a module of the user's own
+        if not isinstance(optimizer, torch.optim.Optimizer):  # lists, in a module of one's own
+            if self._set_otherwise(checkpoint, list(_optimizers(fresh))):
+                raise ValueError(
+                    f"{type(pl_module).__name__} makes a list of optimizers, which go on as they "
+                    f"were, though other settings are given now: {self.told()}. Take them back, or "
+                    "begin in another --run_dir."
+                )
+            return
         kind = checkpoint.get(_OPTIMIZER, _name(optimizer))
         if kind != _name(optimizer):
             raise ValueError(
@@ -149,7 +159,9 @@ class ResumedSettings(Callback):
                 "and other ones are to learn now. What learns is fixed when a run begins; go on "
                 f"with the settings that it had, or begin in another --run_dir{why}."
             )
-        if not any(_RATES.search(name) for name in self.changed):
+        if not any(_RATES.search(name) for name in self.changed) and not self._set_otherwise(
+            checkpoint, [optimizer]
+        ):
             return
         steps = _steps(checkpoint, pl_module)
         if scheduler is not None:
@@ -159,6 +171,35 @@ class ResumedSettings(Callback):
         for group, now in zip(groups, optimizer.param_groups, strict=True):
             group.update({name: value for name, value in now.items() if name != "params"})
         checkpoint["lr_schedulers"] = [] if scheduler is None else [scheduler.state_dict()]
+
+    def _set_otherwise(
+        self, checkpoint: Mapping[str, Any], optimizers: list[torch.optim.Optimizer]
+    ) -> bool:
+        """Whether a module of one's own, which may call its rates anything, now sets others."""
+        own = not self.settings["model"]["class_path"].startswith("lightning_ript.")
+        if not own or not any(name.startswith("model.") for name in self.changed):
+            return False
+        then = [
+            group for state in checkpoint["optimizer_states"] for group in state["param_groups"]
+        ]
+        now = [group for optimizer in optimizers for group in optimizer.param_groups]
+        return any(
+            old.get(name, value) != value
+            for old, new in zip(then, now, strict=False)
+            for name, value in new.items()
+            if name != "params" and not (name == "lr" and "initial_lr" in new)  # a schedule's
+        )
+
+
+def _optimizers(made: Any) -> Iterator[torch.optim.Optimizer]:
+    """All optimizers in what `configure_optimizers` returns."""
+    if isinstance(made, torch.optim.Optimizer):
+        yield made
+    elif isinstance(made, Mapping):
+        yield from _optimizers(made.get("optimizer"))
+    elif isinstance(made, (list, tuple)):
+        for each in made:
+            yield from _optimizers(each)
 
 
 def _name(optimizer: Any) -> str:

@@ -9,14 +9,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_ript.storage.files import drafts_of, replacing
+from lightning_ript.storage.torch_files import fault, read_data
 
 LAST, PREVIOUS, UNREADABLE = "last.ckpt", "previous.ckpt", "unreadable.ckpt"
+_OF_LIGHTNING = {"state_dict", "pytorch-lightning_version"}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PAUSE = 10.0  # seconds between tries
 log = logging.getLogger(__name__)
@@ -138,13 +139,29 @@ def checkpoint_to_resume(folder: Path, set_aside: bool = True) -> Path | None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is there and whole, of the format that torch.save has written since 2020.
+    """Whether a file is there and whole.
 
     Raises:
         OSError: It may not be read, or not at the moment.
     """
-    try:
-        with path.open("rb") as file:
-            return is_zipfile(file)
-    except FileNotFoundError:
-        return False
+    return path.is_file() and fault(path) is None
+
+
+def read_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
+    """What Lightning has written of a run, mapped into memory.
+
+    Args:
+        path: The file.
+        trusted: Whether it may hold objects that code makes when they are read.
+
+    Raises:
+        OSError: It cannot be read at the moment.
+        ValueError: It is damaged, holds more than data, or is no checkpoint of a run.
+    """
+    contents: Any = read_data(Path(path), trusted)
+    if not isinstance(contents, dict) or not contents.keys() >= _OF_LIGHTNING:
+        raise ValueError(
+            f"{path} is no checkpoint of a run, which Lightning writes: name weights by a setting "
+            "of the policy (model.policy.checkpoint)."
+        )
+    return contents

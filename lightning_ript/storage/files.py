@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -28,6 +30,43 @@ def cache_folder() -> Path:
     return folder
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: It may not be read.
+        ValueError: It is cut off, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or no JSON ({error}): fetch it again.") from error
+
+
+def make_folder(folder: str | Path, setting: str = "The folder") -> Path:
+    """Makes a folder for what a command writes, if it is not there, before anything is computed.
+
+    Args:
+        folder: The folder.
+        setting: The option that names it.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    if not str(folder):
+        raise FileNotFoundError(f"{setting} is empty: name a folder.")
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"{setting} {folder} is a file: choose another.") from None
+    except OSError as error:
+        raise PermissionError(f"{setting} {folder} cannot be made: {error.strerror}.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{setting} {folder} cannot be written: choose another.")
+    return folder
+
+
 @contextmanager
 def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path` that takes its place once the block succeeds.
@@ -41,9 +80,14 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
     Yields:
         Where to write; removed again when the block raises.
+
+    Raises:
+        OSError: Nothing can be written there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file.")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
@@ -60,7 +104,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 def making(folder: str | Path) -> Iterator[Path]:
     """As `replacing`, for a folder that does not exist yet."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir()

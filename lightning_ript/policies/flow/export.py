@@ -10,7 +10,7 @@ from lightning_ript.policies.flow.lerobot import PATTERNS, read_published, write
 from lightning_ript.policies.flow.load import POLICY, Rename, published_tensors
 from lightning_ript.policies.lora import is_adapter_weight, merged
 from lightning_ript.policies.weights import read_tensors
-from lightning_ript.storage.files import making
+from lightning_ript.storage.files import make_folder, making
 from lightning_ript.storage.hub import local_file, local_folder
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def export(checkpoint: str, out: Path) -> None:
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already: name another folder.")
+    make_folder(out.parent)
     contents = _read(checkpoint)
     made_from = contents["policy"]
     base = local_folder(made_from["checkpoint"], PATTERNS)

@@ -8,18 +8,17 @@ numbers among the weights. Nothing here needs LeRobot.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_ript.policies.safetensor_files import SINGLE, opened, shards
-from lightning_ript.storage.files import below, replacing
+from lightning_ript.policies.safetensor_files import SINGLE, opened, read_tensors, shards
+from lightning_ript.storage.files import below, read_json, replacing
 
 PATTERNS = ("*.json", "*.safetensors")
 CONFIG = "config.json"
@@ -138,7 +137,7 @@ def read_published(folder: Path, kind: str) -> Published:
     steps = [*_steps(folder, PREPROCESSOR), *_steps(folder, POSTPROCESSOR)]
     if steps:
         numbers = {
-            name: (step["config"], load_file(below(folder, step["state_file"], folder)))
+            name: (step["config"], read_tensors(below(folder, step["state_file"], folder)))
             for step in steps
             if (name := step["registry_name"]) in ("normalizer_processor", "unnormalizer_processor")
         }
@@ -194,7 +193,7 @@ def write_published(
     to.mkdir(parents=True, exist_ok=True)
     everything: dict[str, Tensor] = {}
     for path in shards(published.folder):
-        everything.update(load_file(path))
+        everything.update(read_tensors(path))
     for old in [full for full in everything if full.startswith(NETWORK)]:
         name = rename(old.removeprefix(NETWORK)) or ""
         # What has an older name takes the newer one; a head that served as embedding stays, too.
@@ -266,7 +265,5 @@ def _buffers(folder: Path) -> dict[str, Tensor]:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: name a folder that LeRobot has saved.")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from error
+    contents: dict[str, Any] = read_json(path)
+    return contents

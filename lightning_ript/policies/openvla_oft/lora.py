@@ -22,7 +22,7 @@ from lightning_ript.policies.lora import ADAPTER, LoraSizes, inject
 from lightning_ript.policies.openvla_oft.model import OpenVLA
 from lightning_ript.policies.safetensor_files import opened, shapes
 from lightning_ript.policies.weights import check_fit, check_weights, read_tensors, without_module
-from lightning_ript.storage.files import replacing
+from lightning_ript.storage.files import read_json, replacing
 from lightning_ript.storage.hub import is_on_hub, local_folder
 
 PATTERNS = ("*.json", "*.safetensors", "*.pt")
@@ -107,7 +107,7 @@ def fingerprint(adapter: Path) -> str:
 def merged_adapters(base: Path) -> list[dict[str, str]]:
     """The adapters that `merge-adapter` has merged into a directory: `adapter`, `sha256`."""
     path = base / MERGED
-    return json.loads(path.read_text()) if path.is_file() else []
+    return read_json(path) if path.is_file() else []
 
 
 def is_adapter(place: str | Path) -> bool:

@@ -31,7 +31,7 @@ from lightning_ript.policies.openvla_oft.lora import (
 from lightning_ript.policies.openvla_oft.lora import PATTERNS as LORA_PATTERNS
 from lightning_ript.policies.safetensor_files import INDEX, SINGLE, only, opened, shapes, shards
 from lightning_ript.policies.weights import check_fit, read_tensors
-from lightning_ript.storage.files import replacing
+from lightning_ript.storage.files import make_folder, replacing
 from lightning_ript.storage.hub import local_folder
 
 SCALE_HEAD = "scale_header.pth"
@@ -71,6 +71,7 @@ def merge_lora(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: merged weights go into a folder of their own")
+    make_folder(folder.parent)
     source, lora = local_folder(place, PATTERNS), local_folder(adapter, LORA_PATTERNS)
     paths = shards(source)
     check_not_merged(source, lora)

@@ -8,7 +8,6 @@ open and 0 = close, not mapped by percentiles; in the state two positions of fin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_ript.policies.libero_robot import proprio
+from lightning_ript.storage.files import read_json
 from lightning_ript.types import Observation
 
 _FILTERED = "_no_noops"  # Data sets without the demonstrations' idle steps are called so.
@@ -100,7 +100,8 @@ def load_statistics(folder: str | Path, key: str) -> Statistics:
 
     Raises:
         OSError: The folder has neither file.
-        ValueError: There is no such data set, or its statistics are not of LIBERO's form.
+        ValueError: The file is damaged, there is no such data set, or its statistics are not of
+            LIBERO's form.
     """
     folder = Path(folder)
     own, config = folder / "dataset_statistics.json", folder / "config.json"
@@ -110,7 +111,7 @@ def load_statistics(folder: str | Path, key: str) -> Statistics:
             f"{folder} holds neither dataset_statistics.json nor config.json: give the folder of a "
             "fine-tuned OpenVLA-OFT checkpoint"
         )
-    content = json.loads(file.read_text())
+    content = read_json(file)
     return parse_statistics(content if file == own else content.get("norm_stats", {}), key)
 
 
@@ -128,9 +129,14 @@ def parse_statistics(content: Mapping[str, Mapping], key: str) -> Statistics:
 
 
 def _range(content: Mapping[str, Mapping], key: str, kind: str, size: int) -> Range:
-    entry = content[key].get(kind, {})
-    low, high = (torch.tensor(entry.get(name, []), dtype=torch.float64) for name in ("q01", "q99"))
-    mask = torch.tensor(entry.get("mask", [True] * size))
+    try:
+        entry = content[key].get(kind, {})
+        low, high = (
+            torch.tensor(entry.get(name, []), dtype=torch.float64) for name in ("q01", "q99")
+        )
+        mask = torch.tensor(entry.get("mask", [True] * size))
+    except (AttributeError, TypeError, ValueError):  # no mapping, no lists or no numbers
+        low = high = mask = torch.zeros(0)
     if not low.shape == high.shape == mask.shape == (size,):
         raise ValueError(
             f"the statistics {key!r} need q01, q99 and mask of {size} numbers for {kind!r}: this "

@@ -28,7 +28,7 @@ from lightning_ript.policies.flow.lerobot import (
 )
 from lightning_ript.policies.flow.vision import VisionSizes
 from lightning_ript.policies.smolvla.network import SmolVLANetwork, SmolVLASizes
-from lightning_ript.storage.files import making
+from lightning_ript.storage.files import make_folder, making
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ def new_smolvla(
 
     if out.exists():
         raise FileExistsError(f"{out} is there already: name another folder.")
+    make_folder(out.parent)
     data = DemonstrationDataModule(
         files, lowdim=DEMONSTRATED_STATE, cameras=(), validation_fraction=0, block_size=sizes.chunk
     )

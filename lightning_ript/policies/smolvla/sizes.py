@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lightning_ript.policies.flow.decoder import DecoderSizes
 from lightning_ript.policies.flow.load import count
 from lightning_ript.policies.flow.vision import VisionSizes
 from lightning_ript.policies.smolvla.network import SmolVLASizes
+from lightning_ript.storage.files import read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 _VISION = "vlm_with_expert.vlm.model.vision_model"
@@ -36,7 +36,7 @@ def read_sizes(config: Mapping[str, Any], vlm: Path, shapes: Shapes) -> SmolVLAS
         )
     if config.get("add_image_special_tokens", False):
         raise ValueError("add_image_special_tokens is true, which is not supported.")
-    settings = json.loads((vlm / "config.json").read_text())
+    settings = read_json(vlm / "config.json")
     text, vision = settings["text_config"], settings["vision_config"]
     width = shapes[f"{_TEXT}.embed_tokens.weight"][1]
     heads = int(text["num_attention_heads"])
