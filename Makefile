@@ -65,7 +65,7 @@ lint: install
 	$(BIN)/mypy
 
 docs: install
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
 gpu-check: install
 	$(BIN)/python benchmarks/gpu_check.py --json runs/gpu_check.json
