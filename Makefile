@@ -9,10 +9,10 @@ RUN ?= runs/quickstart/seed$(SEED)
 
 BIN := $(VENV)/bin
 RIPT := $(BIN)/lightning-ript
-EVERYTHING := .[assets,dev,lerobot,openvla,quantization,tensorboard,wandb]
+EVERYTHING := .[assets,dev,docs,lerobot,openvla,quantization,tensorboard,wandb]
 # Two files at a time, for two cores; the tests of a file share what it has prepared.
 PYTEST := pytest --numprocesses 2 --dist loadfile
-.PHONY: help install quickstart test test-lowest lint gpu-check clean
+.PHONY: help install quickstart test test-lowest lint docs gpu-check clean
 
 help:
 	@echo "make install      create $(VENV) with the package and what rendering needs"
@@ -20,6 +20,7 @@ help:
 	@echo "make test         lint and tests"
 	@echo "make test-lowest  the tests with the oldest libraries that setup.cfg allows"
 	@echo "make lint         ruff and mypy"
+	@echo "make docs         build the documentation's site into site/, and check its links"
 	@echo "make gpu-check    check correctness, speed and memory on a GPU; prints a table"
 
 install: $(VENV)/.installed
@@ -67,8 +68,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install
+	$(BIN)/mkdocs build --strict
+
 gpu-check: install
 	$(BIN)/python benchmarks/gpu_check.py --json runs/gpu_check.json
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build site *.egg-info

@@ -1,7 +1,7 @@
 """README.md and docs/: what they tell a reader to type runs, shortened; what they name exists.
 
-Commands run in the order of the text, in a folder that looks like the repository's root after
-`make quickstart`.
+Commands run in the order of the site's pages, in a folder that looks like the repository's root
+after `make quickstart`.
 """
 
 import json
@@ -9,30 +9,47 @@ import re
 import shlex
 import subprocess
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 import yaml
+from commands_page import parser_of
 from test_supervised import TASK, write_demonstrations
 
 from lightning_ript.cli import main
 from lightning_ript.envs.libero.assets import HUB_DATASET, cache_folder
 from lightning_ript.envs.libero.suites import suite_tasks
 from lightning_ript.module import RIPTLightningModule
-from lightning_ript.policies.openvla_oft.merge import merge_adapter
 from lightning_ript.policies.quest import QueSTConfig, QueSTPolicy, save_official
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def in_order(nav):
+    """The pages of the site's table of contents."""
+    for entry in nav:
+        for target in entry.values():
+            if isinstance(target, str):
+                yield ROOT / "docs" / target
+            else:
+                yield from in_order(target)
+
+
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+PAGES = [ROOT / "README.md", *in_order(SITE["nav"])]
 WITH_YAML = [page for page in PAGES if "```yaml" in page.read_text()]
 SETTING = re.compile(r"`(?:--)?((?:model|data|trainer)\.[\w.]+)")
 WITH_SETTINGS = [page for page in PAGES if SETTING.search(page.read_text())]
 LIBERO = "configs/quickstart/libero.yaml"
-FULL_SIZE = "configs/flow/ript.yaml"
-PARSED_ONLY = {"experiments.md", "openvla_oft.md"}  # pages of runs that take days on GPUs
+# Runs that take days on GPUs: those of a page, and those with one of these files.
+PARSED_ONLY = {"experiments.md"}
+FULL_SIZE = {
+    "configs/flow/ript.yaml",
+    "configs/openvla_oft/ript.yaml",
+    "configs/quest/ript.yaml",
+}
 # A block that begins so is a file of that name, as a reader would write it.
 FILE_NAME = re.compile(r"# (\w+\.(?:py|yaml))\b")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -186,10 +203,9 @@ def test_command(command, workspace):
     elif program == "torchrun":  # tests/test_rank_faults.py runs it
         only_parse(given[given.index("lightning_ript") + 1 :])
     elif given[0] == "merge-adapter":  # of 15 GB of weights
-        known = signature(merge_adapter).parameters
-        assert {word.removeprefix("--") for word in given[1::2]} == set(known)
+        parser_of("merge-adapter").parse_args(given[1:])
     elif given[0] in ("fit", "validate") and (
-        command.page in PARSED_ONLY or FULL_SIZE in command.words
+        command.page in PARSED_ONLY or FULL_SIZE & set(command.words)
     ):
         only_parse(given)
     else:
@@ -213,9 +229,9 @@ def only_parse(arguments):
 def test_the_toy_does_what_is_said(workspace):
     """After the commands above. Its percentages are for torch's own rounding, so with a margin."""
     history = json.loads(Path("runs/toy/history.json").read_text())
-    readme = PAGES[0].read_text()
+    text = (ROOT / "docs/index.md").read_text()
     said = re.search(
-        r"succeeds in (\d+) % .*reaches (\d+) % .* (\d+) % after the eighth", readme, re.DOTALL
+        r"succeeds in (\d+) % .*reaches (\d+) % .* (\d+) % after the eighth", text, re.DOTALL
     )
     assert said
     found = [
@@ -224,7 +240,7 @@ def test_the_toy_does_what_is_said(workspace):
         history[7]["metrics"]["val/success_rate"],
     ]
     assert [100 * rate for rate in found] == pytest.approx(list(map(int, said.groups())), abs=3)
-    for name in re.findall(r"`([a-z_]+\.(?:json|png))`", readme.split("`runs/toy/`")[1][:200]):
+    for name in re.findall(r"`([a-z_]+\.(?:json|png))`", text.split("`runs/toy/`")[1][:200]):
         assert Path("runs/toy", name).is_file()
     assert list(Path("runs/toy/evaluation").glob("epoch=*.json"))
     assert len(history) == 10  # the example of resuming has made it longer
@@ -259,7 +275,8 @@ def test_the_policy_that_denoises_learns_as_is_said(workspace):
 
 def test_the_metrics_are_those_logged(workspace):
     metrics = json.loads(Path("runs/toy/history.json").read_text())[0]["metrics"]
-    table = PAGES[0].read_text().split("## Metrics")[1].split("```")[0]
+    page = (ROOT / "docs/reading_a_run.md").read_text()
+    table = page.split("## Metrics")[1].split("```")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     logged = {re.sub(r"(val/success_rate/).*", r"\1<task>", name) for name in metrics}
