@@ -11,9 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from toy_runs import SHORT, fit
+from toy_runs import SHORT, fit, refusal
 
-from lightning_ript.cli import main
 from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.libero.suites import bddl_path, suite_tasks
 from lightning_ript.envs.pool import EnvironmentPool
@@ -369,11 +368,7 @@ def test_it_is_said_in_a_sentence(name, bad, tmp_path, capsys, monkeypatch):
     for owner, method in costly[: {"parsed": 3, "built": 2, "begun": 0}[case.reached]]:
         monkeypatch.setattr(owner, method, lambda *_, **__: pytest.fail("It is late to say so."))
     before = contents_of(bad, tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(typed)
-    assert ended.value.code == 2
-    (line,) = [each for each in capsys.readouterr().err.splitlines() if "error" in each]
-    assert line.startswith("lightning-ript: error: ")
+    line = refusal(capsys, *typed)
     assert re.search(case.said, line), line
     written = contents_of(bad, tmp_path).items() - before.items()
     settings = {"metrics", "version_0", "config.yaml"}  # a run records them as it begins

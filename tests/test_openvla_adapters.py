@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from test_cli import refusal
 from test_openvla_sharded import arguments
+from toy_runs import refusal
 
 from lightning_ript.cli import main
 from lightning_ript.storage.evaluation_result import EvaluationResult

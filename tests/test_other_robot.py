@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from other_robot import OtherSpec, write_demonstrations
-from test_cli import refusal
+from toy_runs import refusal
 
 from lightning_ript.cli import main
 from lightning_ript.policies.quest import QueSTConfig

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import refusal
-from toy_runs import fit, hear_ctrl_c
+from toy_runs import fit, hear_ctrl_c, refusal
 from two_processes import ROOT
 
 from lightning_ript.cli import main

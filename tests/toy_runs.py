@@ -4,6 +4,7 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from two_processes import begin
@@ -43,6 +44,18 @@ def start(run_dir, iterations, *more, command="fit"):
 def hear_ctrl_c():
     """In a child process: a shell's background jobs inherit that Ctrl-C is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def refusal(capsys, *typed):
+    """Runs a command that has to be refused, and returns the one line that says why."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(list(typed))
+    assert ended.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("lightning-ript: error: ")
+    return lines[0]
 
 
 def checkpoint(run_dir):
