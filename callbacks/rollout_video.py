@@ -94,22 +94,23 @@ class RolloutVideo(Callback):
         outcome, colour = ("success", _SUCCESS) if batch.success else ("failure", _FAILURE)
         frames = [prepare_frame(frame, self.height, colour) for frame in batch.frames]
         path = folder / f"{stem}-{outcome}.mp4"
+        # An evaluation repeated under the same name may have ended the other way before.
+        other = "failure" if batch.success else "success"
+        (folder / f"{stem}-{other}.mp4").unlink(missing_ok=True)
         try:
             write_video(path, frames, self.fps)
         except VideoError as error:
             self._works = False
             log.warning(
-                "No videos from now on, as FFmpeg cannot write %s: %s. Reinstall imageio-ffmpeg, "
-                "or name another FFmpeg with IMAGEIO_FFMPEG_EXE.",
+                "No videos from now on, as FFmpeg cannot write %s: %s. Make room if the disk is "
+                "full; else reinstall imageio-ffmpeg, or name another FFmpeg with "
+                "IMAGEIO_FFMPEG_EXE.",
                 path,
                 str(error).rstrip("."),
             )
             return
         task, state = batch.context.task.name, batch.context.index
         self._written.append(Video(task, batch.success, state, str(path)))
-        # An evaluation repeated under the same name may have ended the other way before.
-        other = "failure" if batch.success else "success"
-        (folder / f"{stem}-{other}.mp4").unlink(missing_ok=True)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps `per_task` videos per task, whichever ranks have written them."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_ript.callbacks.evaluation_report import success_metric
 from lightning_ript.reports.fresh_metrics import FreshMetrics
@@ -102,9 +102,17 @@ class RunReport(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the page, once the last checkpoint is safe."""
-        if trainer.is_global_zero and self._history:
-            page = page_path(trainer.default_root_dir)
+        if not trainer.is_global_zero or not self._history:
+            return
+        page = page_path(trainer.default_root_dir)
+        try:
             write_page([trainer.default_root_dir], page)
+        except (OSError, ValueError) as error:  # the run is whole without it
+            rank_zero_warn(
+                f"{page} could not be written ({error}): once that is mended, "
+                f"`lightning-ript report {trainer.default_root_dir}` does it."
+            )
+        else:
             rank_zero_info(f"The run's page: {page}")
 
     def state_dict(self) -> dict[str, Any]:

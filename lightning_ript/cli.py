@@ -17,7 +17,13 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    ProgressBar,
+    Timer,
+    TQDMProgressBar,
+)
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -118,11 +124,10 @@ class RIPTCLI(LightningCLI):
         settings = with_expanded_paths(self.config)[self.config.subcommand]
         if isinstance(settings.trainer.callbacks, Namespace):  # one alone
             settings.trainer.callbacks = [settings.trainer.callbacks]
-        make_folder(settings.run_dir, "--run_dir")
-        if self.holds_run_dir and is_first_process():
-            RunLock(settings.run_dir, f"lightning-ript {self.config.subcommand}")
-            GivenWarnings(settings.run_dir)
-        if self.config.subcommand == "fit" and settings.ckpt_path is None:
+        if self.holds_run_dir:
+            self.hold(settings.run_dir, "--run_dir", self.config.subcommand)
+        saves = settings.trainer.enable_checkpointing is not False
+        if self.config.subcommand == "fit" and settings.ckpt_path is None and saves:
             settings.ckpt_path = self._to_resume(settings.run_dir)
         if settings.weights_only is None:
             settings.weights_only = True  # a checkpoint is data; nothing in it is executed
@@ -137,6 +142,22 @@ class RIPTCLI(LightningCLI):
                 self.config.subcommand,
                 trusted=not settings.weights_only,
             )
+
+    def hold(self, folder: str, setting: str, command: str) -> None:
+        """Makes sure that this command, and no other, can write to a folder.
+
+        Args:
+            folder: The folder.
+            setting: The setting that names it.
+            command: The command.
+
+        Raises:
+            OSError: It cannot be written, or another command is at work in it.
+        """
+        make_folder(folder, setting)
+        if is_first_process():
+            RunLock(folder, f"lightning-ript {command}")
+            GivenWarnings(folder)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves out what Lightning does here: read a whole checkpoint for its hyperparameters.
@@ -204,7 +225,7 @@ class RIPTCLI(LightningCLI):
         if settings.enable_checkpointing is not False:
             callbacks += [*self._best(folder, callbacks), LastCheckpoint(folder)]
         callbacks += self._end_between_iterations(settings)
-        settings.callbacks = [*callbacks, *self._lines_for_files(settings, callbacks)]
+        settings.callbacks = [*callbacks, *self._bar(settings, callbacks)]
         plugins = settings.plugins or []
         plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -228,11 +249,16 @@ class RIPTCLI(LightningCLI):
         settings.max_time = None
         return [timer]
 
-    def _lines_for_files(self, settings: Namespace, callbacks: list[Callback]) -> list[Callback]:
-        """What takes the place of Lightning's bar where it would be drawn into a file."""
+    def _bar(self, settings: Namespace, callbacks: list[Callback]) -> list[Callback]:
+        """Lightning's bar in a terminal, and what takes its place in a file.
+
+        Not rich's, which redraws itself over what others draw on the same terminal.
+        """
         given = any(isinstance(callback, ProgressBar) for callback in callbacks)
-        if given or settings.enable_progress_bar is False or sys.stderr.isatty():
+        if given or settings.enable_progress_bar is False:
             return []
+        if sys.stdout.isatty() and sys.stderr.isatty():
+            return [TQDMProgressBar()]
         return [NoBar() if self._counts_successes() else EpochLines()]
 
     def _counts_successes(self) -> bool:
@@ -393,7 +419,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     with one_sentence_errors():
         check_command(arguments[0], RIPTCLI.subcommands())
-        arguments = with_config_paths(arguments)
+        if arguments[0] != "submit":  # its configs may have names that are filled in later
+            arguments = with_config_paths(arguments)
         if arguments[0] in COMMANDS:
             COMMANDS[arguments[0]][0](arguments[1:])
         else:

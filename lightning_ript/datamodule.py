@@ -446,7 +446,7 @@ class RolloutDataModule(L.LightningDataModule):
             quota=quota,
         )
         bar = progress_bar(
-            desc=f"iteration {iteration}: collecting",
+            desc=f"iteration {iteration + 1}: collecting",
             unit="episode",
             disable=trainer.global_rank > 0 or trainer.progress_bar_callback is None,
         )

@@ -127,7 +127,7 @@ SETTINGS = {
         ["--model.optimizer=torch.optim.Adamm"],
     ),
     "a class of another kind": Bad(
-        r"model\.policy names torch\.nn\.Linear, which is no PolicyAdapter",
+        r"model\.policy names torch\.nn\.Linear, which is not a PolicyAdapter",
         ["--model.policy=torch.nn.Linear"],
     ),
     "a setting that has to be": Bad(
@@ -177,11 +177,11 @@ CONFIGS = {
     "no such config": Bad("nothing.yaml, which does not exist", ["--config=nothing.yaml"]),
     "a config with a typing error": Bad("did you mean quest/ript", ["--config", "quest/rip"]),
     "a folder": Bad("configs, which is a folder", ["--config=configs"]),
-    "a tab": Bad(r"tab\.yaml is no YAML in line 2: a tab", ["--config={}/tab.yaml"]),
-    "no YAML": Bad(r"open\.yaml is no YAML in line \d: expected", ["--config={}/open.yaml"]),
+    "a tab": Bad(r"tab\.yaml is not YAML in line 2: a tab", ["--config={}/tab.yaml"]),
+    "no YAML": Bad(r"open\.yaml is not YAML in line \d: expected", ["--config={}/open.yaml"]),
     "nothing in it": Bad(r"empty\.yaml holds nothing", ["--config={}/empty.yaml"]),
     "a list": Bad(r"list\.yaml holds a list", ["--config={}/list.yaml"]),
-    "no text": Bad(r"binary\.yaml is no text", ["--config={}/binary.yaml"]),
+    "no text": Bad(r"binary\.yaml is not text", ["--config={}/binary.yaml"]),
     "a wrong key": Bad(r"mean trainer\.max_epochs", ["--config={}/key.yaml"]),
     "a wrong key of a class": Bad(
         "model has no setting pases: did you mean passes", ["--config={}/class.yaml"]
@@ -224,11 +224,11 @@ CHECKPOINTS = {
     "no name": Bad("--ckpt_path is empty", ["--ckpt_path="]),
     "a folder": Bad("the folder .* has no optimizer", ["--ckpt_path={}/run"]),
     "nothing in it": Bad(r"empty\.ckpt, which is empty", ["--ckpt_path={}/empty.ckpt"]),
-    "text": Bad("is no file that torch.save wrote", ["--ckpt_path={}/text.ckpt"]),
+    "text": Bad("is not a file that torch.save wrote", ["--ckpt_path={}/text.ckpt"]),
     "a part": Bad(r"half\.ckpt, which is cut off", ["--ckpt_path={}/half.ckpt"]),
     "a part, of before 2020": Bad("which is cut off", ["--ckpt_path={}/half_old.ckpt"]),
-    "no run": Bad("is no checkpoint of a run", ["--ckpt_path={}/weights.ckpt"]),
-    "a list": Bad("is no checkpoint of a run", ["--ckpt_path={}/list.ckpt"]),
+    "no run": Bad("is not a checkpoint of a run", ["--ckpt_path={}/weights.ckpt"]),
+    "a list": Bad("is not a checkpoint of a run", ["--ckpt_path={}/list.ckpt"]),
     "locked": Bad(
         r"locked\.ckpt cannot be read \(Resource temporarily unavailable\), though it may be whole",
         ["--ckpt_path={}/locked.ckpt"],

@@ -125,14 +125,16 @@ def test_what_is_resumed(tmp_path, caplog):
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])
     assert checkpoint_to_resume(tmp_path) == before
-    assert "is no whole checkpoint and is now unreadable.ckpt" in caplog.text
+    assert "is not a whole checkpoint and is now unreadable.ckpt" in caplog.text
     assert f"Going on from {before}, the one before last.ckpt" in caplog.text
     assert checkpoint_to_resume(tmp_path) == before
     assert (tmp_path / "unreadable.ckpt").stat().st_size == len(whole) // 2
     before.unlink()
     last.write_bytes(b"")
     for _ in range(2):  # the next start does not begin anew either
-        with pytest.raises(ValueError, match=r"last\.ckpt is no whole checkpoint, and there is no"):
+        with pytest.raises(
+            ValueError, match=r"last\.ckpt is not a whole checkpoint, and there is no"
+        ):
             checkpoint_to_resume(tmp_path)
     assert last.exists()
 

@@ -79,7 +79,9 @@ def test_a_folder_that_is_named_must_hold_assets(nothing, monkeypatch, how):
     wrong = str(nothing / "wrong")
     if how == "variable":
         monkeypatch.setenv(assets.ASSETS_VARIABLE, wrong)
-    with pytest.raises(FileNotFoundError, match=f"{wrong}, which is no folder of LIBERO's assets"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{wrong}, which is not a folder of LIBERO's assets"
+    ):
         assets.resolve_assets(wrong if how == "setting" else None, "libero_object")
 
 

@@ -144,7 +144,7 @@ def test_refuses_files_of_another_kind(folder):
     with pytest.raises(ValueError, match=r"is no scale head: it has no scale_trunk and no log_b"):
         load_openvla(folder, folder / "action_head--150000_checkpoint.pt")
     (folder / "scale_header.pth").write_text("<html>")
-    with pytest.raises(ValueError, match=r"scale_header.pth is no file that torch.save wrote"):
+    with pytest.raises(ValueError, match=r"scale_header.pth is not a file that torch.save wrote"):
         load_openvla(folder, folder / "scale_header.pth")
     last_shard(folder).write_bytes(last_shard(folder).read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"00002-of-00002.safetensors cannot be read"):

@@ -20,7 +20,7 @@ def test_a_bar_in_a_terminal(monkeypatch, capsys):
 @pytest.mark.parametrize(("every", "lines"), [(math.inf, 0), (0.0, 3)])
 def test_lines_in_a_file(every, lines, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY", every)
-    with progress_bar(total=3, desc="busy", unit="episodes") as bar:
+    with progress_bar(total=3, desc="busy", unit="episode") as bar:
         for n in range(3):
             bar.set_postfix_str(f"success {n}", refresh=False)
             bar.update()

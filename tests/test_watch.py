@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import warnings
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -35,7 +36,7 @@ def told(tmp_path_factory):
 def test_a_run_says_what_it_does(told):
     _, said = told
     phases = [doing for doing, _ in groupby(said, lambda each: each.doing)]
-    one = ["collecting", "learning", "evaluating", "waiting"]
+    one = ["collecting", "learning", "evaluating", "between iterations"]
     assert phases == ["starting", *one, *one, "ended"]
     collecting = [each for each in said if each.doing == "collecting" and each.iteration == 2]
     assert collecting[-1].wanted == 6
@@ -103,7 +104,7 @@ def test_what_it_does_in_a_line():
         "groups kept 7 of 16, dropped 3, as the first of 2 processes counts"
     )
     learning = RunStatus("learning", 100.0, 2, 12, done=3, of=8)
-    assert doing(learning, 110.0) == "learning for 0:10 min: micro-batches 3 of 8"
+    assert doing(learning, 110.0) == "learning for 0:10 min: batches 3 of 8"
     assert doing(RunStatus("starting", 100.0), 100.0) == "starting for 0:00 min"
 
 
@@ -117,6 +118,8 @@ def test_the_time_that_is_left(tmp_path):
     status = RunStatus("collecting", 1000.0, iteration=7, iterations=10)
     moment = Moment(tmp_path, 1005.0, {}, status, entries, 1000.0, None, [])
     assert seconds_left(moment) == pytest.approx(75.0)
+    resumed = replace(moment, status=replace(status, started=1003.0))
+    assert seconds_left(resumed) == pytest.approx(78.0)
     assert (duration(75), duration(3660)) == ("1:15 min", "1:01 h")
 
 

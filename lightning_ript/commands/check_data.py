@@ -9,8 +9,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
+from lightning_ript.console.progress import progress_bar
 from lightning_ript.demos.find_files import SUFFIX, hdf5_files, task_name
 from lightning_ript.demos.hdf5 import demonstrations_in, opened
 from lightning_ript.demos.hdf5_tasks import instruction
@@ -76,7 +76,9 @@ def inspect_folder(folder: Path, suite: str | None = None) -> list[FileReport]:
         files = [there.get(name, folder / f"{name}{SUFFIX}") for name in wanted]
     elif not files:
         raise FileNotFoundError(f"the folder {folder} holds no .hdf5 file of demonstrations.")
-    return [inspect(file) for file in tqdm(files, "checking", unit="file", delay=2, leave=False)]
+    return [
+        inspect(file) for file in progress_bar(files, "checking", unit="file", delay=2, leave=False)
+    ]
 
 
 def inspect(file: Path) -> FileReport:

@@ -32,7 +32,7 @@ _REASON = re.compile(
 _NESTED = re.compile(r"NestedArg\(key='.*', val=(.*)\)")
 _LINK = re.compile(r"argument (?:\w+\()?(?P<source>\w+)\)? --> (?P<target>[\w.]+): invalid")
 _LINK_FAILED = re.compile(r"Call to compute_fn of link .* failed: (?P<why>.*)")
-_OPTION = re.compile(r"unrecognized arguments: --(?P<name>[\w-]+)")
+_OPTION = re.compile(r"unrecognized arguments: --(?P<name>[\w.-]+)")
 _CHOICE = re.compile(r"invalid choice: '(?P<choice>[^']*)' \(choose from (?P<choices>.*)\)")
 _SETTING = re.compile(r"Subcommand '\w+' does not accept option '(?P<name>[\w.-]+)'")
 _WORDS = {
@@ -68,7 +68,7 @@ def in_words(message: str, parser: ArgumentParser) -> str:
     if found := _OPTION.match(message):
         return message + did_you_mean(f"--{found['name']}", {f"--{n}" for n in _names(parser)})
     if found := _CHOICE.search(message):
-        choices = ast.literal_eval(f"[{found['choices']}]")
+        choices = [choice.strip(" '") for choice in found["choices"].split(",")]
         near = did_you_mean(found["choice"], choices, ".")
         return f"{found['choice']!r} is none of {', '.join(choices)}{near}"
     if found := _SETTING.match(message):
@@ -107,13 +107,13 @@ def _of_a_setting(message: str, parser: ArgumentParser) -> str | None:
         return _unknown(name, reason["partial"] or class_path, unknown)
     if reason["attribute"]:
         module, attribute = reason["module"], reason["attribute"]
-        near = did_you_mean(attribute, dir(resolve_name(module)), ": see how it is spelt.")
+        near = did_you_mean(attribute, _names_in(module), ": check its spelling.")
         return f"{name} names {module}.{attribute}, which does not exist{near}"
     if reason["failed"]:
         wrong = class_path or value
         return f"{name} names {wrong}, which cannot be imported: {reason['failed']}."
     if reason["kind"]:
-        return f"{name} names {value}, which is no {reason['kind']}."
+        return f"{name} names {value}, which is not a {reason['kind']}."
     return _of_another_type(name, value, message[reason.start() : given.start() if given else None])
 
 
@@ -136,9 +136,25 @@ def _missing(name: str, class_path: str, names: str, parser: ArgumentParser) -> 
 
 
 def _unknown(name: str, class_path: str, setting: str) -> str:
-    known = inspect.signature(resolve_name(class_path)).parameters if class_path else {}
+    known = _parameters(class_path) if class_path else []
     others = f": {_short(class_path)} has {', '.join(known)}." if known else "."
     return f"{name} has no setting {setting}{did_you_mean(setting, known, others)}"
+
+
+def _names_in(module: str) -> list[str]:
+    """What a module has; nothing if importing it fails."""
+    try:
+        return dir(resolve_name(module))
+    except (ImportError, AttributeError):
+        return []
+
+
+def _parameters(class_path: str) -> list[str]:
+    """What a class takes; nothing if that cannot be found out."""
+    try:
+        return list(inspect.signature(resolve_name(class_path)).parameters)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []
 
 
 def _of_another_type(name: str, value: str, expected: str) -> str:

@@ -22,7 +22,7 @@ from lightning_ript.reports.sweep_report import CellResult, progress, write_repo
 from lightning_ript.running.places import check_checkpoint
 from lightning_ript.storage.checkpoint_files import read_checkpoint
 from lightning_ript.storage.evaluation_result import EvaluationResult
-from lightning_ript.storage.files import listed, make_folder, read_json, replacing
+from lightning_ript.storage.files import listed, read_json, replacing
 from lightning_ript.storage.run_directory import evaluation_path
 
 # They change nothing in a result, or each cell has its own.
@@ -105,7 +105,7 @@ class SweepCLI(RIPTCLI):
         given = {field.name: settings[field.name] for field in dataclasses.fields(SweepSettings)}
         given["checkpoints"] = listed(given["checkpoints"])
         self.sweep = SweepSettings(**given)
-        make_folder(self.sweep.out, "--out")
+        self.hold(self.sweep.out, "--out", "sweep")
         found = [
             check_checkpoint(place, "--checkpoints", "sweep") for place in self.sweep.checkpoints
         ]
@@ -206,7 +206,8 @@ class SweepCLI(RIPTCLI):
             self._try_lightning(path)
 
     def _try_lightning(self, path: str) -> None:
-        weights = read_checkpoint(path)["state_dict"]
+        trusted = not self.config["validate"].weights_only
+        weights = read_checkpoint(path, trusted)["state_dict"]
         try:
             self.model.load_state_dict(weights, strict=self.model.strict_loading)
         except RuntimeError as error:

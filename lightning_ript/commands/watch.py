@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -29,12 +30,13 @@ def watch(run_dir: str, every: float = 2.0, once: bool = False) -> None:
     if not every > 0:
         raise ValueError(f"every is {every}: set it to more than 0 seconds.")
     console = Console()
-    folder = Path(run_dir).expanduser()
+    folder = Path(run_dir)
     moment = read_moment(folder)
     if once or moment.holder is None or not console.is_terminal:
         console.print(run_view(moment))
         return
-    with Live(run_view(moment), console=console, auto_refresh=False) as live:
+    view = Live(run_view(moment), console=console, auto_refresh=False)
+    with suppress(KeyboardInterrupt), view as live:  # which is how one leaves it
         while moment.holder is not None:
             time.sleep(every)
             moment = read_moment(folder)

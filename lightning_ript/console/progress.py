@@ -18,7 +18,7 @@ LINE_EVERY = 300.0  # seconds between two lines of something that goes on
 
 
 def progress_bar(*arguments: Any, **settings: Any) -> tqdm:
-    """Tqdm's bar; in a file, where every refresh stays, a line now and then.
+    """Tqdm's bar; in a file, where every refresh stays, a line every five minutes.
 
     Args:
         arguments: Of `tqdm.tqdm`.
@@ -26,15 +26,16 @@ def progress_bar(*arguments: Any, **settings: Any) -> tqdm:
     """
     if sys.stderr.isatty():
         return tqdm(*arguments, dynamic_ncols=True, **settings)
+    settings.pop("delay", None)
     return tqdm(
         *arguments,
         file=_Lines(),
-        leave=False,
         delay=LINE_EVERY,
         mininterval=LINE_EVERY,
         maxinterval=math.inf,
-        bar_format="{desc}: {n_fmt} {unit} in {elapsed}{postfix}",
-        **settings,
+        miniters=1,
+        bar_format="{desc}: {n_fmt} {unit}s in {elapsed}{postfix}",
+        **{**settings, "leave": False},
     )
 
 
@@ -54,10 +55,10 @@ class NoBar(ProgressBar):
     """Stands where Lightning's bar would, in a log file."""
 
     def disable(self) -> None:
-        """There is nothing to disable."""
+        """Does nothing."""
 
     def enable(self) -> None:
-        """Nor to enable."""
+        """Does nothing."""
 
 
 class EpochLines(NoBar):
@@ -69,9 +70,10 @@ class EpochLines(NoBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the line."""
+        # Of all ranks, which may have to sum them together.
+        metrics = [f"{name} {float(x):.4g}" for name, x in trainer.progress_bar_metrics.items()]
         if not trainer.is_global_zero:
             return
-        metrics = [f"{name} {float(x):.4g}" for name, x in trainer.progress_bar_metrics.items()]
         seconds = time.monotonic() - self._started
         log.info(
             "epoch %d, %d steps: %s, %.1f s",

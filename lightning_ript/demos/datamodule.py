@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L
 from gymnasium import spaces
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from lightning_ript.console.progress import progress_bar
 from lightning_ript.demos.dataset import DemonstrationDataset
 from lightning_ript.demos.find_files import find_files
 from lightning_ript.demos.hdf5 import spaces_in
@@ -162,7 +162,9 @@ class DemonstrationDataModule(L.LightningDataModule):
         validation: list[Trajectory] = []
         quiet = self.trainer is not None and self.trainer.global_rank > 0
         # A bar only where it takes longer than two seconds.
-        tasks = tqdm(self._tasks(), "reading demonstrations", unit="task", delay=2, disable=quiet)
+        tasks = progress_bar(
+            self._tasks(), "reading demonstrations", unit="task", delay=2, disable=quiet
+        )
         for task in tasks:
             found = task.read(self.reading, self.demonstrations_per_file)
             used, held_out = shared_out(found, task, self.validation_fraction)

@@ -50,6 +50,7 @@ def find_files(
                 raise FileNotFoundError(
                     f"The folder {place} holds no .hdf5 file of demonstrations{_instead(place)}"
                 )
+            _refuse_twins(found)
             files += [file for file in found if wanted is None or task_name(file) in wanted]
             folders.append(str(place))
         elif not place.is_file():
@@ -74,6 +75,18 @@ def find_files(
 def task_name(file: Path) -> str:
     """The name of the task that a file is named after."""
     return file.stem.removesuffix(_DEMO)
+
+
+def _refuse_twins(files: Sequence[Path]) -> None:
+    """Whoever has converted a file may have left the old one beside it."""
+    first: dict[str, Path] = {}
+    for file in files:
+        if task_name(file) in first:
+            raise ValueError(
+                f"{first[task_name(file)]} and {file} are of the same task, whose demonstrations "
+                "would count twice: keep one of them, or name the files to use"
+            )
+        first[task_name(file)] = file
 
 
 def _instead(folder: Path) -> str:

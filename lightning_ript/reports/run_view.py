@@ -132,11 +132,12 @@ def doing(status: RunStatus, now: float) -> str:
     """
     spent = max(now - status.since, 1e-9)
     parts = []
-    unit = "micro-batches" if status.doing == "learning" else "episodes"
+    acts = status.successes is not None
+    unit = "episodes" if acts else "batches"
     if status.done or status.of:
         of = f" of {status.of}" if status.of else ""
         parts.append(f"{unit} {status.done}{of}")
-    if status.doing != "learning" and status.done:
+    if acts and status.done:
         parts.append(f"{status.done / spent:.2f} episodes/s")
     if status.successes is not None and status.done:
         parts.append(f"success {status.successes / status.done:.0%}")
@@ -155,7 +156,7 @@ def seconds_left(moment: Moment) -> float | None:
     ends = [0.0, *(entry["seconds"] for entry in history)][-_RECENT - 1 :]
     each = (ends[-1] - ends[0]) / (len(ends) - 1)
     remaining = status.iterations - history[-1]["iteration"]
-    return max(0.0, remaining * each - (moment.now - moment.finished))
+    return max(0.0, remaining * each - (moment.now - max(moment.finished, status.started)))
 
 
 def duration(seconds: float) -> str:

@@ -13,12 +13,11 @@ import numpy as np
 from lightning_ript.storage.files import replacing
 from lightning_ript.storage.hub import first_line
 
+_OUTCOME = re.compile(r"-(success|failure)$")
+
 
 class VideoError(Exception):
     """A video could not be written; the first line of the reason."""
-
-
-_OUTCOME = re.compile(r"-(success|failure)$")
 
 
 class Video(NamedTuple):
@@ -76,10 +75,10 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
         VideoError: FFmpeg is not there or fails.
     """
     rows, columns = frames[0].shape[:2]
-    try:
-        import imageio_ffmpeg
+    with replacing(path) as temporary:
+        try:
+            import imageio_ffmpeg
 
-        with replacing(path) as temporary:
             # One thread: simulators share the cores.
             writer = imageio_ffmpeg.write_frames(
                 str(temporary),
@@ -94,8 +93,8 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
             for frame in frames:
                 writer.send(np.ascontiguousarray(frame))
             writer.close()
-    except (ImportError, OSError, RuntimeError) as error:
-        raise VideoError(first_line(error)) from error
+        except (ImportError, OSError, RuntimeError) as error:
+            raise VideoError(first_line(error)) from error
 
 
 def file_name(text: str) -> str:

@@ -44,7 +44,7 @@ def read_config(place: str) -> dict[str, Any]:
 
     Raises:
         OSError: There is no such file, or it may not be read.
-        ValueError: It holds something else than settings.
+        ValueError: It holds something other than settings.
     """
     import yaml
 
@@ -56,18 +56,18 @@ def read_config(place: str) -> dict[str, Any]:
         text = Path(place).read_text(encoding="utf-8") if is_file else place
         content = yaml.safe_load(text)
     except UnicodeDecodeError:
-        raise ValueError(f"{place} is no text: name a config in YAML.") from None
+        raise ValueError(f"{place} is not text: name a config in YAML.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = [*text.splitlines(), ""][mark.line] if mark else ""
         why = "a tab, where YAML wants spaces" if "\t" in line else getattr(error, "problem", error)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{what} is no YAML{where}: {why}.") from None
+        raise ValueError(f"{what} is not YAML{where}: {why}.") from None
     if isinstance(content, dict):
         return content
     if not is_file:
         inner = place.removeprefix("configs/").removesuffix(".yaml")
-        near = did_you_mean(inner, names(), ": `lightning-ript configs` lists some.")
+        near = did_you_mean(inner, names(), ": `lightning-ript configs` lists them.")
         raise FileNotFoundError(f"--config names {place}, which does not exist{near}")
     found = "nothing" if content is None else "a list" if isinstance(content, list) else "one value"
     raise ValueError(f"{place} holds {found}, but a config holds settings, as in `run_dir: here`.")
@@ -78,7 +78,7 @@ def with_config_paths(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         OSError: There is no such config, or it may not be read.
-        ValueError: One holds something else than settings.
+        ValueError: One holds something other than settings.
     """
     found: list[str] = []
     is_name = False

@@ -135,7 +135,7 @@ class ResumedSettings(Callback):
             optimizer, scheduler = fresh["optimizer"], fresh.get("lr_scheduler")
         if isinstance(scheduler, dict):
             scheduler = scheduler["scheduler"]
-        if not isinstance(optimizer, torch.optim.Optimizer):  # lists, in a module of one's own
+        if not isinstance(optimizer, torch.optim.Optimizer):  # lists, in a module of the user's own
             if self._set_otherwise(checkpoint, list(_optimizers(fresh))):
                 raise ValueError(
                     f"{type(pl_module).__name__} makes a list of optimizers, which go on as they "
@@ -175,7 +175,7 @@ class ResumedSettings(Callback):
     def _set_otherwise(
         self, checkpoint: Mapping[str, Any], optimizers: list[torch.optim.Optimizer]
     ) -> bool:
-        """Whether a module of one's own, which may call its rates anything, now sets others."""
+        """Whether a user's own module, which may call its rates anything, now sets others."""
         own = not self.settings["model"]["class_path"].startswith("lightning_ript.")
         if not own or not any(name.startswith("model.") for name in self.changed):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -10,8 +11,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lightning_ript.storage.run_status import RunStatus
-from lightning_ript.types import CollectingProgress, Rollout
+from lightning_ript.datamodule import RolloutDataModule
+from lightning_ript.storage.run_status import BETWEEN, RunStatus
+from lightning_ript.types import CollectingProgress
 
 EVERY = 1.0  # seconds between two writes while something goes on
 
@@ -20,7 +22,8 @@ class StatusWriter(Callback):
     """Keeps `<run_dir>/status.json` up to date, from the first process."""
 
     def __init__(self) -> None:
-        self._now = RunStatus("starting", time.time())
+        self._started = time.time()
+        self._now = RunStatus("starting", self._started)
         self._written = 0.0  # of the monotonic clock
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -43,9 +46,7 @@ class StatusWriter(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Learning begins."""
-        batches = trainer.num_training_batches
-        of = int(batches) if batches != float("inf") else None
-        self._begin(trainer, "learning", of=of, iteration=trainer.current_epoch + 1)
+        self._learn(trainer)
 
     def on_train_batch_end(
         self,
@@ -55,19 +56,22 @@ class StatusWriter(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """A micro-batch has been learned from."""
+        """A micro-batch has been learned from, maybe after an evaluation within the epoch."""
+        if self._now.doing != "learning":
+            self._learn(trainer)
         self._change(trainer, done=batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The iteration is over; what comes next says so itself."""
-        self._begin(trainer, "waiting", iteration=trainer.current_epoch + 1)
+        self._begin(trainer, BETWEEN, iteration=trainer.current_epoch + 1)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """An evaluation begins."""
-        batches = trainer.num_val_batches
-        of = int(sum(batches)) if isinstance(batches, list) else int(batches)
         iteration = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
-        self._begin(trainer, "evaluating", of=of, iteration=iteration)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        successes = 0 if isinstance(data, RolloutDataModule) else None
+        of = _count(trainer.num_val_batches)
+        self._begin(trainer, "evaluating", of=of, iteration=iteration, successes=successes)
 
     def on_validation_batch_end(
         self,
@@ -80,8 +84,8 @@ class StatusWriter(Callback):
     ) -> None:
         """An episode of it is over, or a batch of a supervised stage."""
         changes = {"done": self._now.done + 1}
-        if isinstance(batch, Rollout):
-            changes["successes"] = (self._now.successes or 0) + batch.success
+        if self._now.successes is not None:
+            changes["successes"] = self._now.successes + batch.success
         self._change(trainer, **changes)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -94,6 +98,10 @@ class StatusWriter(Callback):
         """The run is over, too."""
         self._begin(trainer, "ended", iteration=self._now.iteration)
 
+    def _learn(self, trainer: L.Trainer) -> None:
+        of = _count(trainer.num_training_batches)
+        self._begin(trainer, "learning", of=of, iteration=trainer.current_epoch + 1)
+
     def _begin(self, trainer: L.Trainer, doing: str, **more: Any) -> None:
         epochs = trainer.max_epochs if trainer.state.fn == "fit" else None
         self._now = RunStatus(
@@ -101,6 +109,7 @@ class StatusWriter(Callback):
             time.time(),
             iterations=None if epochs is None or epochs < 0 else epochs,
             ranks=trainer.world_size,
+            started=self._started,
             **more,
         )
         self._write(trainer)
@@ -115,3 +124,9 @@ class StatusWriter(Callback):
             with suppress(OSError):  # nothing is lost with it; a full disk stops the checkpoint
                 self._now.write(trainer.default_root_dir)
         self._written = time.monotonic()
+
+
+def _count(batches: float | list[int | float]) -> int | None:
+    """Batches of all loaders, None where one has no length."""
+    total = sum(batches) if isinstance(batches, list) else batches
+    return int(total) if math.isfinite(total) else None

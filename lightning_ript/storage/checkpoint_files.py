@@ -126,14 +126,14 @@ def checkpoint_to_resume(folder: Path, set_aside: bool = True) -> Path | None:
     if not is_checkpoint(before):
         if last.exists() or aside.exists():
             raise ValueError(
-                f"{last if last.exists() else aside} is no whole checkpoint, and there is no "
+                f"{last if last.exists() else aside} is not a whole checkpoint, and there is no "
                 "earlier one: name another with --ckpt_path, or another --run_dir to begin anew."
             )
         return None
     if last.exists() and set_aside:
         with suppress(FileNotFoundError):
             os.replace(last, aside)
-        log.warning("%s is no whole checkpoint and is now %s.", last, aside.name)
+        log.warning("%s is not a whole checkpoint and is now %s.", last, aside.name)
     log.warning("Going on from %s, the one before %s.", before, last.name)
     return before
 
@@ -156,12 +156,13 @@ def read_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
 
     Raises:
         OSError: It cannot be read at the moment.
-        ValueError: It is damaged, holds more than data, or is no checkpoint of a run.
+        ValueError: It is damaged, holds more than data, or is not a checkpoint of a run.
     """
-    contents: Any = read_data(Path(path), trusted)
+    way_out = "if it is a checkpoint of a run that you trust, add --weights_only false"
+    contents: Any = read_data(Path(path), trusted, way_out)
     if not isinstance(contents, dict) or not contents.keys() >= _OF_LIGHTNING:
         raise ValueError(
-            f"{path} is no checkpoint of a run, which Lightning writes: name weights by a setting "
-            "of the policy (model.policy.checkpoint)."
+            f"{path} is not a checkpoint of a run, which Lightning writes: name weights by a "
+            "setting of the policy (model.policy.checkpoint)."
         )
     return contents

@@ -30,8 +30,8 @@ class Given(NamedTuple):
 class GivenWarnings(logging.Handler):
     """Appends each warning of this process, once, to a file of the run directory.
 
-    Both kinds count, those of `warnings` and those of `logging`; warnings that are meant for
-    programmers do not. Whoever shows them shows them still.
+    Both kinds count, those of `warnings` and those of `logging`, but of what is deprecated only
+    what this project warns of. They are still shown.
 
     Args:
         run_dir: The run directory.
@@ -51,7 +51,7 @@ class GivenWarnings(logging.Handler):
 
     @classmethod
     def end_all(cls) -> None:
-        """Lets `warnings` and `logging` be as they were."""
+        """Restores `warnings` and `logging`."""
         while cls.kept:
             cls.kept.pop()._end()
 
@@ -59,10 +59,12 @@ class GivenWarnings(logging.Handler):
         """Keeps what is logged."""
         self._keep(record.getMessage())
 
-    def _showwarning(self, message: Warning | str, category: type[Warning], *more: Any) -> None:
-        if not issubclass(category, _FOR_PROGRAMMERS):
+    def _showwarning(
+        self, message: Warning | str, category: type[Warning], filename: str, *more: Any
+    ) -> None:
+        if not issubclass(category, _FOR_PROGRAMMERS) or "lightning_ript" in filename:
             self._keep(str(message))
-        self._show(message, category, *more)
+        self._show(message, category, filename, *more)
 
     def _keep(self, text: str) -> None:
         text = " ".join(text.split())

@@ -9,23 +9,26 @@ from pathlib import Path
 
 from lightning_ript.storage.files import replacing
 
+BETWEEN = "between iterations"
+
 
 @dataclass(frozen=True)
 class RunStatus:
     """A moment of a run.
 
     Attributes:
-        doing: `starting`, `collecting`, `learning`, `evaluating`, `waiting` or `ended`.
+        doing: `starting`, `collecting`, `learning`, `evaluating`, `between iterations` or `ended`.
         since: When it began to do so, in seconds since 1970.
         iteration: The iteration (or epoch), 1 for the first; 0 where none is counted.
         iterations: How many there will be; None where there is no end.
-        done: Episodes, or micro-batches of learning, so far.
+        done: Episodes, or batches where nothing acts, so far.
         of: How many there will be; None where that is not known.
-        successes: Of the episodes, None while learning.
+        successes: Of the episodes, None where nothing acts.
         kept: Groups kept, over all ranks; None where none are.
         wanted: Groups to keep.
         dropped: Groups dropped, over all ranks.
-        ranks: Processes; episodes and micro-batches are those of the first.
+        ranks: Processes; episodes and batches are those of the first.
+        started: When this start of the run was, in seconds since 1970.
         written: When this was written, in seconds since 1970.
     """
 
@@ -40,6 +43,7 @@ class RunStatus:
     wanted: int | None = None
     dropped: int | None = None
     ranks: int = 1
+    started: float = 0.0
     written: float = 0.0
 
     def write(self, run_dir: str | Path) -> None:

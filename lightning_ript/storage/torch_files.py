@@ -28,7 +28,7 @@ def fault(path: Path) -> str | None:
             if start == _BEFORE_2020:
                 return _fault_before_2020(path)
             if not start.startswith(_ZIP):
-                return "is no file that torch.save wrote" if start else "is empty"
+                return "is not a file that torch.save wrote" if start else "is empty"
             with zipfile.ZipFile(file) as archive:
                 ours = any(name.endswith("/data.pkl") for name in archive.namelist())
                 return None if ours else "is a zip file, but not one that torch.save wrote"
@@ -52,15 +52,17 @@ def _fault_before_2020(path: Path) -> str | None:
     return None
 
 
-def read_data(path: Path, trusted: bool = False) -> Any:
+def read_data(path: Path, trusted: bool = False, way_out: str = "name another file") -> Any:
     """What torch.save wrote, on the CPU, and mapped into memory where the format allows.
 
     Args:
         path: The file.
         trusted: Whether it may hold objects that code makes when they are read.
+        way_out: What to do where it holds more than data.
 
     Raises:
         OSError: It cannot be read at the moment.
+        ImportError: It is trusted, and what it holds cannot be imported.
         ValueError: It is damaged, or holds more than data.
     """
     if wrong := fault(path):
@@ -72,10 +74,13 @@ def read_data(path: Path, trusted: bool = False) -> Any:
     except pickle.UnpicklingError as error:
         what = _more_than_data(error) or "other objects"
         raise ValueError(
-            f"{path} holds more than data ({what}), which would be executed. If it is a checkpoint "
-            "of a run that you trust, add --weights_only false."
+            f"{path} holds more than data ({what}), which would be executed: {way_out}."
         ) from error
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # a damaged file makes the unpickler raise anything at all
+        if trusted and isinstance(error, ImportError | AttributeError):
+            raise
         raise ValueError(f"{path} is damaged ({first_line(error)}): fetch it again.") from error
 
 

@@ -165,7 +165,7 @@ def _named(folder: str, setting: str, suite: str) -> Assets:
     standin = is_standin(path)
     if not standin and (missing := _missing(path)):
         raise FileNotFoundError(
-            f"{setting} names {path}, which is no folder of LIBERO's assets, or not all of one: "
+            f"{setting} names {path}, which is not a folder of LIBERO's assets, or not all of one: "
             f"it has no {', '.join(missing)}."
         )
     if standin and suite not in STANDIN_SUITES:

@@ -85,13 +85,13 @@ def trained_tensors(place: str | Path) -> tuple[dict[str, Tensor], Mapping[str, 
 
     Raises:
         OSError: There is no such file.
-        ValueError: It cannot be read, or is no checkpoint of a policy.
+        ValueError: It cannot be read, or is not a checkpoint of a policy.
     """
     contents = read_tensors(local_file(place))
     state = contents.get("state_dict", {})
     found = {n.removeprefix(POLICY): v for n, v in state.items() if n.startswith(POLICY)}
     if not found:
-        raise ValueError(f"{place} is no checkpoint of a policy: it has no weights of one.")
+        raise ValueError(f"{place} is not a checkpoint of a policy: it has no weights of one.")
     return found, contents.get("policy", {})
 
 

@@ -36,7 +36,7 @@ def train_scale_head(
     before = mean_nll(head, test)
     optimizer = torch.optim.Adam(head.parameters(), lr)
     for epoch in range(epochs):
-        bar = progress_bar(desc=f"scale head, epoch {epoch}", unit="batch", disable=quiet)
+        bar = progress_bar(desc=f"scale head, epoch {epoch}", unit="step", disable=quiet)
         with bar:
             for features, errors in training():
                 loss = nll(head, features, errors).mean()
