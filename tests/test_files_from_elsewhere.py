@@ -130,6 +130,15 @@ def test_which_observation_is_paired_with_an_action(tmp_path, after, attribute, 
     assert found.observed_after is told
 
 
+def test_two_files_of_a_task(tmp_path):
+    for ending in ("_demo.hdf5", "_demo.h5"):
+        (tmp_path / f"lift{ending}").touch()
+    with pytest.raises(
+        ValueError, match=r"lift_demo\.h5 and .*lift_demo\.hdf5 are of the same task"
+    ):
+        find_files([tmp_path])
+
+
 @pytest.mark.parametrize("ending", ["_demo.h5", "_demo.HDF5", ".hdf5", ".H5"])
 def test_endings(tmp_path, ending):
     openvla(tmp_path, ending=ending)
