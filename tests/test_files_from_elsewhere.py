@@ -13,6 +13,7 @@ from lightning_ript.cli import main
 from lightning_ript.commands.check_data import inspect
 from lightning_ript.demos.datamodule import DemonstrationDataModule
 from lightning_ript.demos.file_conventions import plain
+from lightning_ript.demos.find_files import find_files
 from lightning_ript.demos.hdf5 import read_demonstrations, read_init_states
 from lightning_ript.envs.libero.suites import suite_tasks
 
