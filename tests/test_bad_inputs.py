@@ -87,6 +87,9 @@ COMMANDS = {
 }
 SETTINGS = {
     "an unknown option": Bad("arguments: --modle=3: did you mean --model", ["--modle=3"]),
+    "an unknown option of the trainer": Bad(
+        "max_epohcs.*mean.*max_epochs", ["--trainer.max_epohcs=3"]
+    ),
     "an unknown key": Bad(
         "data has no setting rollouts_per_contex: did you mean rollouts_per_context",
         ["--data.rollouts_per_contex=3"],
@@ -372,6 +375,7 @@ def test_it_is_said_in_a_sentence(name, bad, tmp_path, capsys, monkeypatch):
     assert re.search(case.said, line), line
     written = contents_of(bad, tmp_path).items() - before.items()
     settings = {"metrics", "version_0", "config.yaml"}  # a run records them as it begins
+    settings |= {"status.json"} if case.reached == "begun" else set()
     assert case.reached != "parsed" or not written
     assert {path.name for path, _ in written if path != tmp_path} <= settings
 

@@ -19,7 +19,6 @@ ODD = "a=1 b%20"
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-    monkeypatch.delenv("UNSET", raising=False)
     return tmp_path
 
 
@@ -28,7 +27,7 @@ def home(tmp_path, monkeypatch):
     [
         ("~/a", "{home}/a"),
         ("$RUNS/b", "{home}/runs/b"),
-        ("${RUNS}/$UNSET/c", "{home}/runs/$UNSET/c"),
+        ("${RUNS}/c", "{home}/runs/c"),
         ("hf://owner/repo", "hf://owner/repo"),
         (".*proj$", ".*proj$"),
         ("pick~up", "pick~up"),
@@ -42,6 +41,19 @@ def test_any_setting_may_be_a_path(home, given, then):
     found = with_expanded_paths(settings)
     assert found == Namespace(one=then, more=[then, {"deep": Namespace(x=then)}], pair=(then, 1))
     assert with_expanded_paths([Path("~/a")]) == [home / "a"]
+
+
+def test_what_a_logger_is_told_stays_secret(home, monkeypatch):
+    """But for its folder."""
+    monkeypatch.setenv("KEY", "secret")
+    logger = Namespace(init_args=Namespace(save_dir="~/logs", api_key="$KEY", notes="for $UNSET"))
+    found = with_expanded_paths(Namespace(trainer=Namespace(logger=[logger])))
+    (then,) = found.trainer.logger
+    assert vars(then.init_args) == {
+        "save_dir": f"{home}/logs",
+        "api_key": "$KEY",
+        "notes": "for $UNSET",
+    }
 
 
 def test_a_run_whose_names_are_odd(home, monkeypatch, capsys, tmp_path):
@@ -79,7 +91,7 @@ def test_a_run_whose_names_are_odd(home, monkeypatch, capsys, tmp_path):
 
 
 def test_an_arm_whose_folder_is_missing_is_not_taken_for_a_name(home):
-    with pytest.raises(FileNotFoundError, match=r"No history at .*/a=1/history\.json"):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*/a=1/history\.json"):
         read_arms([str(home / "a=1")])
 
 

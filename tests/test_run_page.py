@@ -10,7 +10,7 @@ from toy_runs import fit, history
 
 from lightning_ript.cli import main
 from lightning_ript.reports.run_page import changed_settings, read_run, write_page
-from lightning_ript.storage.given_warnings import warnings_path
+from lightning_ript.storage.given_warnings import read_warnings, warnings_path
 
 EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -94,6 +94,18 @@ def test_in_a_browser(run, tmp_path):
     assert picture.stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr, done.stderr
     assert len(history(run)) == 2
+
+
+def test_a_page_that_cannot_be_written(tmp_path):
+    def fails(*_):
+        raise OSError("no room")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_ript.callbacks.run_report.write_page", fails)
+        with pytest.warns(UserWarning, match=r"report\.html could not be written \(no room\)"):
+            fit(tmp_path, 1)
+    (given,) = [g.text for g in read_warnings(tmp_path) if "no room" in g.text]
+    assert f"lightning-ript report {tmp_path}" in given
 
 
 def test_warnings_are_on_the_page(run, tmp_path):

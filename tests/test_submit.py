@@ -77,6 +77,16 @@ def test_an_array(cluster, tmp_path, capsys, monkeypatch):
     assert said[-4:] == ["--trainer.devices", "1", "--trainer.num_nodes", "1"]
 
 
+def test_an_array_of_configs(cluster, tmp_path):
+    for seed in "07":
+        (tmp_path / f"{seed}.yaml").write_text(f"seed_everything: {seed}\n")
+    config, where = f"--config={tmp_path}/{{seed}}.yaml", f"--run_dir={tmp_path}/all/{{seed}}"
+    submit("--gpus-per-node=0", "--over=seed=0,7", *TOY, config, where)
+    assert ".yaml" in (tmp_path / "all" / "submit.sbatch").read_text()
+    with pytest.raises(SystemExit):
+        submit("--gpus-per-node=0", "--over=seed=0,8", *TOY, config, where)
+
+
 @pytest.mark.parametrize(
     ("happens", "restarts", "state", "again"),
     [
@@ -122,7 +132,7 @@ def test_where_the_script_goes(tmp_path, monkeypatch):
         (["--nodes=0", *TOY], "nodes is 0"),
         (["--over=seed", *TOY], "over is 'seed': write NAME=VALUE"),
         (["--over=seed=1,2", *TOY], "{seed} is nowhere in the command"),
-        ([*TOY, "--data.nothing=1"], "Option 'nothing' is not accepted"),
+        ([*TOY, "--data.nothing=1"], "data has no setting nothing"),
         (["--gpu_count=4", *TOY], "gpu_count"),
         ([*TOY, "--ckpt_path=README.md"], "ckpt_path is README.md, from which the job would start"),
     ],

@@ -26,8 +26,8 @@ class StatusWriter(Callback):
         self._now = RunStatus("starting", self._started)
         self._written = 0.0  # of the monotonic clock
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """The run begins."""
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The run begins: nothing has refused its settings."""
         self._begin(trainer, "starting")
 
     def on_rollout(self, trainer: L.Trainer, progress: CollectingProgress) -> None:
@@ -90,13 +90,17 @@ class StatusWriter(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The run is over."""
-        self._begin(trainer, "ended", iteration=self._now.iteration)
+        self._end(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """The run is over, too."""
-        self._begin(trainer, "ended", iteration=self._now.iteration)
+        self._end(trainer)
+
+    def _end(self, trainer: L.Trainer) -> None:
+        if self._written:  # else it was refused, and leaves nothing behind
+            self._begin(trainer, "ended", iteration=self._now.iteration)
 
     def _learn(self, trainer: L.Trainer) -> None:
         of = _count(trainer.num_training_batches)
