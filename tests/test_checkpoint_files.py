@@ -244,18 +244,21 @@ def test_home_and_variables_in_a_yaml_file(tmp_path, monkeypatch):
 def test_two_commands_on_one_run_directory(tmp_path, capsys):
     endless = "--data.init_args.dynamic_sampling=false"  # there is always something to learn from
     process = start(tmp_path, 1000, endless)
-    while not (tmp_path / ".lock").exists():
-        time.sleep(0.05)
-    with pytest.raises(SystemExit):
-        fit(tmp_path, 1)
-    said = capsys.readouterr().err
-    assert "`lightning-ript fit` has been running there since 20" in said
-    assert f"as process {process.pid} on {os.uname().nodename}" in said
-    # A closed terminal stops it as SIGTERM does; nothing has to be cleared away.
-    while not (tmp_path / "checkpoints" / "last.ckpt").exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGHUP)
-    out, err = process.communicate(timeout=60)
+    try:
+        while not (tmp_path / ".lock").exists():
+            time.sleep(0.05)
+        with pytest.raises(SystemExit):
+            fit(tmp_path, 1)
+        said = capsys.readouterr().err
+        assert "`lightning-ript fit` has been running there since 20" in said
+        assert f"as process {process.pid} on {os.uname().nodename}" in said
+        # A closed terminal stops it as SIGTERM does; nothing has to be cleared away.
+        while not (tmp_path / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1, out + err
     assert "Stopped by SIGTERM" in err
     assert not (tmp_path / ".lock").exists()
