@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_ript.evaluation import SuccessRate
 from lightning_ript.reports.evaluation_table import evaluation_table
 from lightning_ript.storage.evaluation_result import EvaluationResult
+from lightning_ript.storage.revision import revision
 from lightning_ript.storage.run_directory import evaluation_path
 
 _PACKAGES = ("lightning-ript", "torch", "lightning", "numpy")
@@ -24,7 +25,7 @@ class EvaluationReport(Callback):
 
     The run directory is `trainer.default_root_dir`. The JSON also tells what was evaluated:
     checkpoint, seed, whether actions were sampled, the environment as it describes itself, with its
-    caveats, and the versions of the packages that numbers depend on.
+    caveats, the versions of the packages that numbers depend on, and the revision of this one.
 
     Args:
         name: Name of an evaluation by `validate`; by default that of the checkpoint, or `validate`
@@ -99,6 +100,7 @@ def _metadata(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "sampled_actions": getattr(_datamodule(trainer), "eval_sampling", None),
         "environment": {} if environment is None else environment.describe(),
         "versions": {package: _version(package) for package in packages},
+        "revision": revision(),
     }
 
 

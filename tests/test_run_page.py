@@ -39,7 +39,14 @@ def test_the_page_of_a_run(run, capsys):
     assert "<h1>" in text
     assert "a &lt;b&gt; &amp; &#x27;c&#x27;" in text
     assert text.count("<svg") == 7
-    for what in ("ToyPolicy", "2 tasks", "groups kept, dropped", "model.passes", "turn"):
+    for what in (
+        "ToyPolicy",
+        "2 tasks",
+        "groups kept, dropped",
+        "model.passes",
+        "turn",
+        "revision",
+    ):
         assert what in text
     assert not re.search(r'(src|href)=(?!"?(data:|#))', text), "it asks for something else"
 

@@ -135,7 +135,10 @@ def _one(run: Run) -> Iterator[str]:
         yield _table(["when (UTC)", "what"], rows)
     yield "<h2>Settings that differ from the defaults</h2>"
     yield _table(["setting", "value"], [[n, str(v)] for n, v in changed_settings(run.settings)])
-    versions = {} if run.before is None else run.before.metadata.get("versions", {})
+    metadata = {} if run.before is None else run.before.metadata
+    versions = dict(metadata.get("versions", {}))
+    if metadata.get("revision"):
+        versions["revision"] = metadata["revision"]
     if versions:
         yield "<h2>Versions</h2>"
         yield _table(["package", "version"], [[n, str(v)] for n, v in versions.items()])
