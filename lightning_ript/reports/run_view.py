@@ -119,7 +119,7 @@ def _bar(status: RunStatus) -> Table:
     assert status.iterations is not None
     line = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=status.iterations, completed=status.iteration, width=30)
-    line.add_row(f"iteration {status.iteration} of {status.iterations}", bar)
+    line.add_row(f"{status.unit} {status.iteration} of {status.iterations}", bar)
     return line
 
 

@@ -68,8 +68,7 @@ class StatusWriter(Callback):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """An evaluation begins."""
         iteration = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        successes = 0 if isinstance(data, RolloutDataModule) else None
+        successes = 0 if _acts(trainer) else None
         of = _count(trainer.num_val_batches)
         self._begin(trainer, "evaluating", of=of, iteration=iteration, successes=successes)
 
@@ -113,6 +112,7 @@ class StatusWriter(Callback):
             time.time(),
             iterations=None if epochs is None or epochs < 0 else epochs,
             ranks=trainer.world_size,
+            unit="iteration" if _acts(trainer) else "epoch",
             started=self._started,
             **more,
         )
@@ -128,6 +128,11 @@ class StatusWriter(Callback):
             with suppress(OSError):  # nothing is lost with it; a full disk stops the checkpoint
                 self._now.write(trainer.default_root_dir)
         self._written = time.monotonic()
+
+
+def _acts(trainer: L.Trainer) -> bool:
+    """Whether a policy acts in this run, rather than learning from demonstrations alone."""
+    return isinstance(getattr(trainer, "datamodule", None), RolloutDataModule)
 
 
 def _count(batches: float | list[int | float]) -> int | None:

@@ -19,7 +19,7 @@ class RunStatus:
     Attributes:
         doing: `starting`, `collecting`, `learning`, `evaluating`, `between iterations` or `ended`.
         since: When it began to do so, in seconds since 1970.
-        iteration: The iteration (or epoch), 1 for the first; 0 where none is counted.
+        iteration: Its number, 1 for the first; 0 where none is counted.
         iterations: How many there will be; None where there is no end.
         done: Episodes, or batches where nothing acts, so far.
         of: How many there will be; None where that is not known.
@@ -28,6 +28,7 @@ class RunStatus:
         wanted: Groups to keep.
         dropped: Groups dropped, over all ranks.
         ranks: Processes; episodes and batches are those of the first.
+        unit: What an iteration is called, `iteration` or `epoch`.
         started: When this start of the run was, in seconds since 1970.
         written: When this was written, in seconds since 1970.
     """
@@ -43,6 +44,7 @@ class RunStatus:
     wanted: int | None = None
     dropped: int | None = None
     ranks: int = 1
+    unit: str = "iteration"
     started: float = 0.0
     written: float = 0.0
 
