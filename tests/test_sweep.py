@@ -111,8 +111,8 @@ def test_a_cell_is_what_validate_finds(swept, checkpoints, tmp_path):
 
 def test_everything_else_lies_in_its_folder(swept):
     names = sorted(path.name for path in swept.iterdir() if path.is_file())
-    expected = ["config.yaml", "settings.json", "summary.txt", "sweep.csv", "sweep.json"]
-    assert names == [*expected, "tasks.png"]
+    expected = ["config.yaml", "settings.json", "status.json", "summary.txt"]
+    assert names == [*expected, "sweep.csv", "sweep.json", "tasks.png"]
     assert (swept / "tasks.png").read_bytes().startswith(b"\x89PNG")
 
 

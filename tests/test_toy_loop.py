@@ -289,6 +289,7 @@ def test_every_process_needs_an_episode_to_evaluate():
         reload_dataloaders_every_n_epochs=1,
         limit_train_batches=1.0,
         val_check_interval=1.0,
+        fast_dev_run=False,
     )
     with pytest.raises(ValueError, match="2 tasks are fewer than the 3 processes"):
         data.setup("fit")

@@ -102,14 +102,14 @@ def write_page(folders: Sequence[str | Path], out: str | Path) -> None:
     runs = [read_run(folder) for folder in folders]
     parts = list(_one(runs[0]) if len(runs) == 1 else _several(runs))
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    with replacing(out) as draft:
-        draft.write_text(
-            "<!doctype html><html lang=en><meta charset=utf-8>"
-            '<meta name=viewport content="width=device-width, initial-scale=1">'
-            f"<link rel=icon href=data:,><title>{escape(title)}</title><style>{_STYLE}</style>"
-            f"<body>{''.join(parts)}</body></html>\n",
-            encoding="utf-8",
-        )
+    page = (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<link rel=icon href=data:,><title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+    with replacing(out) as draft:  # names of folders keep their letters in any locale
+        draft.write_bytes(page.encode("utf-8", "surrogateescape"))
 
 
 def _one(run: Run) -> Iterator[str]:
