@@ -22,7 +22,7 @@ def test_lines_in_a_file(every, lines, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY", every)
     with progress_bar(total=3, desc="busy", unit="episode") as bar:
         for n in range(3):
-            bar.set_postfix_str(f"success {n}", refresh=False)
+            bar.set_postfix_str(f"success {n}")
             bar.update()
     said = capsys.readouterr().err
     assert "\r" not in said

@@ -30,8 +30,7 @@ def progress_bar(*arguments: Any, **settings: Any) -> tqdm:
     return tqdm(
         *arguments,
         file=_Lines(),
-        delay=LINE_EVERY,
-        mininterval=LINE_EVERY,
+        mininterval=min(LINE_EVERY, 10.0),
         maxinterval=math.inf,
         miniters=1,
         bar_format="{desc}: {n_fmt} {unit}s in {elapsed}{postfix}",
@@ -40,11 +39,15 @@ def progress_bar(*arguments: Any, **settings: Any) -> tqdm:
 
 
 class _Lines:
-    """Writes each state of a bar on a line of its own."""
+    """Writes the state of a bar on a line of its own, unless it has just written one."""
+
+    def __init__(self) -> None:
+        self._written = time.monotonic()
 
     def write(self, text: str) -> None:
-        text = text.strip("\r\n ")
-        if text:
+        text, now = text.strip("\r\n "), time.monotonic()
+        if text and now - self._written >= LINE_EVERY:
+            self._written = now
             sys.stderr.write(f"{text}\n")
 
     def flush(self) -> None:
