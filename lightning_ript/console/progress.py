@@ -69,12 +69,20 @@ class EpochLines(NoBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the time."""
-        self._started = time.monotonic()
+        self._started, self._validated = time.monotonic(), False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remembers that what validation logs is new."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the line."""
         # Of all ranks, which may have to sum them together.
-        metrics = [f"{name} {float(x):.4g}" for name, x in trainer.progress_bar_metrics.items()]
+        metrics = [
+            f"{name} {float(value):.4g}"
+            for name, value in trainer.progress_bar_metrics.items()
+            if self._validated or not name.startswith("val/")
+        ]
         if not trainer.is_global_zero:
             return
         seconds = time.monotonic() - self._started
