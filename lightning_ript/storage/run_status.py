@@ -63,10 +63,11 @@ class RunStatus:
         path = status_path(run_dir)
         try:
             found = json.loads(path.read_text())
-            return cls(**{each.name: found[each.name] for each in fields(cls)})
+            # Another version may have written it, with fewer fields or more.
+            return cls(**{e.name: found[e.name] for e in fields(cls) if e.name in found})
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not what a run writes ({error!r}).") from error
 
 
