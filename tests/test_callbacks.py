@@ -368,7 +368,7 @@ def test_without_ffmpeg_there_is_one_warning_and_no_video(broken, tmp_path, monk
     said = [record.message for record in caplog.records if "video" in record.message]
     assert len(said) == 1
     assert re.match(
-        r"No videos from now on, as FFmpeg cannot write .*success\.mp4: .+\. Rein", said[0]
+        r"No videos from now on, as FFmpeg cannot write .*success\.mp4: .+\. Make room", said[0]
     )
     folder = videos_path(tmp_path, "before")
     assert not folder.exists() or not list(folder.iterdir())

@@ -75,7 +75,7 @@ def test_another_mujoco_is_refused(version, fine, monkeypatch, tmp_path):
     monkeypatch.setattr(spec, "version", lambda package: version)
     environment = dataclasses.replace(LiberoSpec("libero_object"), assets=str(tmp_path))
     wrong = (
-        "no folder of LIBERO"
+        "not a folder of LIBERO"
         if fine
         else rf"MuJoCo {version} .*pip install 'mujoco>=3\.3\.6,<3\.4'"
     )
