@@ -1,19 +1,18 @@
 """The documentation's site: builds without a warning, and asks no other host for anything."""
 
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import BROWSER, needs_browser
 
 pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 pytest.importorskip("material", reason="the extra `docs` is not installed")
 pytest.importorskip("mkdocstrings", reason="the extra `docs` is not installed")
 
 ROOT = Path(__file__).parents[1]
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 # Attributes whose address a browser asks for by itself; of links, those that say so.
 LOADED = {"src", "srcset", "poster", "data"}
 LOADED_LINKS = {"stylesheet", "icon", "preload", "preconnect", "prefetch", "dns-prefetch"}
@@ -90,7 +89,7 @@ def test_the_reference_has_the_docstrings(site):
     assert 'RollBack.on_train_epoch_end"' not in callbacks  # Lightning's hooks are left out
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no browser")
+@needs_browser
 def test_the_search_needs_neither_a_server_nor_a_network(site, tmp_path):
     quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom")
     shown = subprocess.run(

@@ -6,14 +6,15 @@ import shutil
 import subprocess
 
 import pytest
+from browser import BROWSER, needs_browser
 from toy_runs import fit, history
 
 from lightning_ript.cli import main
 from lightning_ript.reports.run_page import changed_settings, read_run, write_page
-from lightning_ript.storage.given_warnings import read_warnings, warnings_path
+from lightning_ript.storage.given_warnings import read_warnings
+from lightning_ript.storage.run_directory import warnings_path
 
 EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_what_is_no_run(tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to look at the page with")
+@needs_browser
 def test_in_a_browser(run, tmp_path):
     page = tmp_path / "page.html"
     write_page([run], page)

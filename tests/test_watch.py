@@ -14,9 +14,10 @@ from toy_runs import fit
 from lightning_ript.cli import main
 from lightning_ript.reports.run_view import Moment, doing, duration, seconds_left
 from lightning_ript.running import status_writer
-from lightning_ript.storage.given_warnings import GivenWarnings, read_warnings, warnings_path
+from lightning_ript.storage.given_warnings import GivenWarnings, read_warnings
+from lightning_ript.storage.run_directory import status_path, warnings_path
 from lightning_ript.storage.run_lock import RunLock, holder_of
-from lightning_ript.storage.run_status import RunStatus, status_path
+from lightning_ript.storage.run_status import RunStatus
 
 EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 

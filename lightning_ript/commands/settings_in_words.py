@@ -31,7 +31,6 @@ _REASON = re.compile(
 )
 _NESTED = re.compile(r"NestedArg\(key='.*', val=(.*)\)")
 _LINK = re.compile(r"argument (?:\w+\()?(?P<source>\w+)\)? --> (?P<target>[\w.]+): invalid")
-_LINK_FAILED = re.compile(r"Call to compute_fn of link .* failed: (?P<why>.*)")
 _OPTION = re.compile(r"unrecognized arguments: --(?P<name>[\w.-]+)")
 _CHOICE = re.compile(r"invalid choice: '(?P<choice>[^']*)' \(choose from (?P<choices>.*)\)")
 _SETTING = re.compile(r"Subcommand '\w+' does not accept option '(?P<name>[\w.-]+)'")
@@ -63,8 +62,6 @@ def in_words(message: str, parser: ArgumentParser) -> str:
     if found := _LINK.search(message):
         source, target = found["source"], found["target"]
         return f"{target} is what --{source} says: set --{source}, and leave {target} out."
-    if found := _LINK_FAILED.match(message):
-        return found["why"]
     if found := _OPTION.match(message):
         return message + did_you_mean(f"--{found['name']}", {f"--{n}" for n in _names(parser)})
     if found := _CHOICE.search(message):

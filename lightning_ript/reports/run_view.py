@@ -132,14 +132,12 @@ def doing(status: RunStatus, now: float) -> str:
     """
     spent = max(now - status.since, 1e-9)
     parts = []
-    acts = status.successes is not None
-    unit = "episodes" if acts else "batches"
+    unit = "batches" if status.successes is None else "episodes"
     if status.done or status.of:
         of = f" of {status.of}" if status.of else ""
         parts.append(f"{unit} {status.done}{of}")
-    if acts and status.done:
-        parts.append(f"{status.done / spent:.2f} episodes/s")
     if status.successes is not None and status.done:
+        parts.append(f"{status.done / spent:.2f} episodes/s")
         parts.append(f"success {status.successes / status.done:.0%}")
     if status.kept is not None:
         parts.append(f"groups kept {status.kept} of {status.wanted}, dropped {status.dropped}")

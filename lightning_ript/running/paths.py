@@ -21,7 +21,7 @@ def expanded(path: str) -> str:
     return found
 
 
-def with_expanded_paths(settings: Any) -> Any:
+def with_expanded_paths(settings: Any, only_folders: bool = False) -> Any:
     """Settings with `expanded` applied to what may be a path in them.
 
     What is a path is not told by its type, as an `hf://` address may stand there, too: it begins
@@ -30,33 +30,18 @@ def with_expanded_paths(settings: Any) -> Any:
 
     Args:
         settings: As a parser returns them; namespaces and mappings are changed in place.
+        only_folders: Whether only settings called `save_dir` and the like count.
     """
     if isinstance(settings, Namespace | dict):
         entries = vars(settings) if isinstance(settings, Namespace) else settings
         for name, value in list(entries.items()):
-            if name == "logger":
-                _expand_folders(value)
-            else:
-                entries[name] = with_expanded_paths(value)
-    elif isinstance(settings, tuple) and hasattr(settings, "_make"):
-        return settings._make(map(with_expanded_paths, settings))
+            secret = (only_folders or name == "logger") and not name.endswith("dir")
+            entries[name] = with_expanded_paths(value, secret)
     elif isinstance(settings, list | tuple):
-        return type(settings)(with_expanded_paths(each) for each in settings)
-    elif isinstance(settings, str | Path) and re.match(r"[~$]|.*/", str(settings)):
-        new = expanded(str(settings))
-        return settings if new == str(settings) else type(settings)(new)
+        found = [with_expanded_paths(each, only_folders) for each in settings]
+        return settings._make(found) if hasattr(settings, "_make") else type(settings)(found)
+    elif isinstance(settings, str | Path) and not only_folders:
+        text = str(settings)
+        if re.match(r"[~$]|.*/", text) and expanded(text) != text:
+            return type(settings)(expanded(text))
     return settings
-
-
-def _expand_folders(logger: Any) -> None:
-    """Changes settings called `save_dir` and the like, of one logger or several."""
-    if isinstance(logger, list):
-        for each in logger:
-            _expand_folders(each)
-    elif isinstance(logger, Namespace | dict):
-        entries = vars(logger) if isinstance(logger, Namespace) else logger
-        for name, value in list(entries.items()):
-            if name.endswith("dir"):
-                entries[name] = with_expanded_paths(value)
-            else:
-                _expand_folders(value)

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from lightning_ript.storage.run_directory import warnings_path
+
 MOST = 200  # of one start: a warning that repeats with other numbers does not fill the disk
 _FOR_PROGRAMMERS = (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
 
@@ -83,11 +85,6 @@ class GivenWarnings(logging.Handler):
     def _loggers() -> list[logging.Logger]:
         lightning = logging.getLogger("lightning")
         return [logging.getLogger()] + ([] if lightning.propagate else [lightning])
-
-
-def warnings_path(run_dir: str | Path) -> Path:
-    """The warnings of a run, a line of JSON each."""
-    return Path(run_dir) / "warnings.jsonl"
 
 
 def read_warnings(run_dir: str | Path) -> list[Given]:

@@ -55,6 +55,16 @@ def page_path(run_dir: str | Path) -> Path:
     return Path(run_dir) / "report.html"
 
 
+def warnings_path(run_dir: str | Path) -> Path:
+    """The warnings of the run, a line of JSON each."""
+    return Path(run_dir) / "warnings.jsonl"
+
+
+def status_path(run_dir: str | Path) -> Path:
+    """What the run is doing now, as JSON."""
+    return Path(run_dir) / "status.json"
+
+
 def sweep_table_path(run_dir: str | Path) -> Path:
     """The table of a sweep, and of the sweeps during training."""
     return Path(run_dir) / "sweep.csv"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from lightning_ript.storage.files import replacing
+from lightning_ript.storage.run_directory import status_path
 
 BETWEEN = "between iterations"
 
@@ -69,8 +70,3 @@ class RunStatus:
             return None
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not what a run writes ({error!r}).") from error
-
-
-def status_path(run_dir: str | Path) -> Path:
-    """The file."""
-    return Path(run_dir) / "status.json"
