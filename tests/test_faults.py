@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from fault_probe import fault
-from toy_runs import arguments, assert_same_state, checkpoint, fit, history, start
+from toy_runs import EVALUATED, arguments, assert_same_state, checkpoint, fit, history, start
 from two_processes import ROOT, begin
 
-EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 STAGES = ("collecting", "learning", "evaluating", "saving")
 SIGNALS = ("SIGTERM", "SIGKILL")
 WITHOUT_LOGGERS = """

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from fault_probe import fault
-from toy_runs import arguments, history
+from toy_runs import EVALUATED, arguments, history
 from two_processes import ROOT, begin
 
 # How a rank ends -> what the other says of it.
@@ -23,7 +23,6 @@ CASES = {
     ("learning", "SIGKILL", 0): "has died without a word. It was killed, as the kernel does",
     ("evaluating", "SIGTERM", 1): "has ended: it was stopped by SIGTERM.",
 }
-EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 
 
 def two_ranks(run_dir, iterations, *more):

@@ -7,14 +7,12 @@ import subprocess
 
 import pytest
 from browser import BROWSER, needs_browser
-from toy_runs import fit, history
+from toy_runs import EVALUATED, fit, history
 
 from lightning_ript.cli import main
 from lightning_ript.reports.run_page import changed_settings, read_run, write_page
 from lightning_ript.storage.given_warnings import read_warnings
 from lightning_ript.storage.run_directory import warnings_path
-
-EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 
 
 @pytest.fixture(scope="module")

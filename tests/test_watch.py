@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import groupby
 
 import pytest
-from toy_runs import fit
+from toy_runs import EVALUATED, fit
 
 from lightning_ript.cli import main
 from lightning_ript.reports.run_view import Moment, doing, duration, seconds_left
@@ -18,8 +18,6 @@ from lightning_ript.storage.given_warnings import GivenWarnings, read_warnings
 from lightning_ript.storage.run_directory import status_path, warnings_path
 from lightning_ript.storage.run_lock import RunLock, holder_of
 from lightning_ript.storage.run_status import RunStatus
-
-EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 
 
 @pytest.fixture(scope="module")

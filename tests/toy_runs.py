@@ -21,6 +21,7 @@ SHORT = [
     "--model.init_args.passes=2",
     "--model.init_args.episodes_per_minibatch=16",
 ]
+EVALUATED = ["--trainer.limit_val_batches=1.0", "--data.init_args.eval_states_per_task=4"]
 SGD = ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.lr=0.5"]
 
 
