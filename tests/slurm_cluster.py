@@ -15,7 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
+PROGRAMS = (
+    *("slurmctld", "slurmd", "munged"),
+    *("sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo"),
+)
 NODES = ("n1", "n2")
 CONFIGURATION = """
 ClusterName=test
@@ -90,6 +93,14 @@ class Cluster:
         self.daemons = {}
 
     def __enter__(self):
+        try:
+            self._start_all()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start_all(self):
         for name in ("state", *(f"spool.{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
         key = self.folder / "munge.key"
@@ -110,12 +121,13 @@ class Cluster:
         for node in NODES:
             self.start_node(node)
         self.wait(self._is_idle, "the nodes to come up")
-        return self
 
     def __exit__(self, *_):
-        self.run("scancel", "--partition=debug", check=False)
-        for name in reversed(list(self.daemons)):
-            self.kill(name)
+        try:
+            self.run("scancel", "--partition=debug", check=False)
+        finally:
+            for name in reversed(list(self.daemons)):
+                self.kill(name)
 
     def mend(self):
         """Ends what runs and brings back a node that a test has lost."""
@@ -141,14 +153,15 @@ class Cluster:
     def kill(self, name):
         """A daemon and all that it has started, as if its machine had lost power."""
         process = self.daemons.pop(name)
-        family = [process.pid, *descendants(process.pid)]
+        family = {process.pid, *descendants(process.pid)}
         if name in NODES:  # the steps of jobs have left the family
-            family += [pid for pid in of_node(name) for pid in (pid, *descendants(pid))]
+            family |= steps_of_node(name)
         # All at once: whoever outlived its child would report the child's end.
-        for signal_number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in family:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal_number)
+        for pid in family:
+            send(signal.SIGSTOP, pid)
+        self.wait(lambda: not any(map(is_running, family)), f"the processes of {name} to stop")
+        for pid in family:
+            send(signal.SIGKILL, pid)
         process.wait()
 
     def run(self, *command, check=True):
@@ -196,28 +209,50 @@ class Cluster:
         return self.run("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"]
 
 
+def state_and_parent(pid):
+    """A process's state, by its letter in /proc, and its parent; None if it is gone."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return state, int(parent)
+
+
+def is_running(pid):
+    """Neither stopped nor dead."""
+    known = state_and_parent(pid)
+    return known is not None and known[0] not in "TZX"
+
+
+def send(signal_number, pid):
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal_number)
+
+
+def processes():
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
 def descendants(pid):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent == pid:
-            child = int(path.parent.name)
-            found += [child, *descendants(child)]
-    return found
+    children = [other for other in processes() if (state_and_parent(other) or ("", 0))[1] == pid]
+    return {*children, *(each for child in children for each in descendants(child))}
 
 
-def of_node(node):
-    """Processes that a node has started for jobs: they know its name."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+def steps_of_node(node):
+    """Processes that a node has started for jobs, and the slurmstepd that watches each."""
+    found = set()
+    for pid in processes():
         try:
-            variables = path.read_bytes().split(b"\0")
-            command = (path.parent / "cmdline").read_bytes()
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-        if f"SLURMD_NODENAME={node}".encode() in variables and b"slurmd" not in command:
-            found.append(int(path.parent.name))
+        if f"SLURMD_NODENAME={node}".encode() not in variables or b"slurmd" in command:
+            continue
+        found |= {pid, *descendants(pid)}
+        # Its own environment does not name the node.
+        parent = (state_and_parent(pid) or ("", 0))[1]
+        with suppress(OSError):
+            if Path(f"/proc/{parent}/cmdline").read_bytes().startswith(b"slurmstepd"):
+                found.add(parent)
     return found
