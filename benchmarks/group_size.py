@@ -27,7 +27,7 @@ def main(
     out: Path = Path("runs/group_size"),
     seeds: list[int] = [0, 1],  # noqa: B006 (never changed)
     sizes: list[int] = [4, 8, 16],  # noqa: B006
-    episodes: int = 160,
+    episodes: int = 128,
     iterations: int = 6,
     demonstrations: int = 16,
     steps: int = 1500,
@@ -40,7 +40,7 @@ def main(
         seeds: Seeds: of demonstrations, training and practice.
         sizes: Rollouts per context, K.
         episodes: Episodes of an iteration, a multiple of every size.
-        iterations: Iterations of RIPT, an even number.
+        iterations: Iterations of RIPT.
         demonstrations: Demonstrations of the task.
         steps: Optimizer steps of each supervised stage.
         figure: Where to draw; `out/group_size.png` when left out.
@@ -66,7 +66,7 @@ def main(
                 start,
                 seed,
                 iterations,
-                evaluate_every=iterations // 2,
+                evaluate_every=iterations,
                 settings=[
                     f"--data.init_args.rollouts_per_context={size}",
                     f"--data.init_args.groups_per_iteration={contexts}",

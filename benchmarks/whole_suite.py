@@ -36,7 +36,7 @@ def main(
     tasks: list[int] = list(range(10)),  # noqa: B006
     demonstrations: int = 10,
     steps: int = 3000,
-    iterations: int = 12,
+    iterations: int = 10,
     groups: int = 20,
     figure: Path | None = None,
 ) -> None:
@@ -48,7 +48,7 @@ def main(
         tasks: Numbers of LIBERO-Object's tasks.
         demonstrations: Demonstrations of each task.
         steps: Optimizer steps of each supervised stage.
-        iterations: Iterations of RIPT, an even number.
+        iterations: Iterations of RIPT.
         groups: Groups kept per iteration.
         figure: Where to draw; `out/whole_suite.png` when left out.
     """
@@ -66,7 +66,7 @@ def main(
             start,
             seed,
             iterations,
-            evaluate_every=iterations // 2,
+            evaluate_every=iterations,
             settings=[
                 f"--data.init_args.groups_per_iteration={groups}",
                 f"--data.init_args.max_contexts={2 * groups}",

@@ -43,12 +43,13 @@ class Study:
         elif (found := json.loads(file.read_text())) != now:
             raise SystemExit(f"{out} holds runs of {found}, not of {now}: use another folder.")
 
-    def demonstrations(self, seed: int, count: int) -> Path:
+    def demonstrations(self, seed: int, count: int, settings: Sequence[str] = ()) -> Path:
         """The scripted expert's demonstrations of each task, in a folder.
 
         Args:
             seed: Theirs.
             count: Of each task.
+            settings: Further arguments of `collect-demos`.
         """
         files = self.out / "demonstrations" / f"seed{seed}"
         command(
@@ -58,6 +59,7 @@ class Study:
             f"--demos={count}",
             f"--out={files}",
             f"--seed={seed}",
+            *settings,
         )
         return files
 
@@ -115,6 +117,7 @@ class Study:
         settings: Sequence[str],
         configs: Sequence[str] = QUEST,
         baseline: Path | None = None,
+        evaluations: int = 1,
     ) -> None:
         """Evaluation of the start, then RIPT.
 
@@ -127,6 +130,7 @@ class Study:
             settings: Further arguments of `fit` and `validate`.
             configs: Arguments that name the configs of loop and policy.
             baseline: A run that started from the same checkpoint, whose evaluation of it is taken.
+            evaluations: So many of the start and of the end, each with noise of its own.
         """
         arguments = [
             f"--config={CONFIGS}/quickstart/libero.yaml",
@@ -152,6 +156,18 @@ class Study:
         if not done.exists():
             command("fit", *arguments)
             done.touch()
+        ends = {
+            "before": [f"--config={CONFIGS}/quickstart/before.yaml"],
+            "last": [f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"],
+        }
+        if not _after(folder).exists():
+            command("validate", *arguments, *ends["last"])
+        for number in range(1, evaluations):
+            again = evaluated_again(folder, number)
+            other = [f"--data.init_args.seed={seed + 1000 * number}", f"--run_dir={again}"]
+            for name, which in ends.items():
+                if not evaluation_path(again, name).exists():
+                    command("validate", *arguments, *other, *which)
 
 
 def schedule(checkpoint: Path | None, iterations: int) -> list[str]:
@@ -166,8 +182,33 @@ def schedule(checkpoint: Path | None, iterations: int) -> list[str]:
 
 def before_and_after(folder: Path) -> tuple[EvaluationResult, EvaluationResult]:
     """The evaluations before and after RIPT, on the test states."""
-    last = max(folder.glob("evaluation/epoch=*.json"), key=lambda path: path.stat().st_mtime)
-    return EvaluationResult.read(evaluation_path(folder, "before")), EvaluationResult.read(last)
+    before = EvaluationResult.read(evaluation_path(folder, "before"))
+    return before, EvaluationResult.read(_after(folder))
+
+
+def _after(folder: Path) -> Path:
+    """The evaluation by `fit` after the last iteration, or else the one of its checkpoint.
+
+    A run that finds nothing more to learn from ends after an iteration without an evaluation.
+    """
+    own = evaluation_path(folder, f"epoch={len(history(folder)) - 1:03d}")
+    return own if own.exists() else evaluation_path(folder, "last")
+
+
+def evaluated_again(folder: Path, number: int) -> Path:
+    """Where a run's further evaluations are."""
+    return folder / "further" / str(number)
+
+
+def pooled_before_and_after(folder: Path, evaluations: int) -> list[EvaluationResult]:
+    """All evaluations of the start as one, and all of the end."""
+    pooled = []
+    for first, name in zip(before_and_after(folder), ("before", "last"), strict=True):
+        again = (evaluated_again(folder, number) for number in range(1, evaluations))
+        further = [EvaluationResult.read(evaluation_path(each, name)) for each in again]
+        tasks = tuple(task for result in (first, *further) for task in result.tasks)
+        pooled.append(first._replace(tasks=tasks))
+    return pooled
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
