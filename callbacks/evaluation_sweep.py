@@ -13,7 +13,7 @@ from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.distributed.exchange import wait_for_all
 from lightning_ript.envs.base import EnvironmentSpec
 from lightning_ript.envs.pool import EnvironmentPool
-from lightning_ript.evaluation import SuccessRate, evaluation_starts, run_evaluation
+from lightning_ript.evaluation import SuccessRate, draws_noise, evaluation_starts, run_evaluation
 from lightning_ript.reports.rows import pooled, result_rows
 from lightning_ript.reports.tables import Row, write_csv
 from lightning_ript.storage.evaluation_result import EvaluationResult
@@ -73,8 +73,8 @@ class EvaluationSweep(Callback):
         if stage != "fit":
             return
         datamodule = _datamodule(trainer)
-        sampled = datamodule.eval_sampling or datamodule.learner.policy.needs_noise
-        if len(self.seeds) > 1 and not sampled:
+        policy = datamodule.learner.policy
+        if len(self.seeds) > 1 and not draws_noise(policy, datamodule.eval_sampling):
             raise ValueError(
                 "EvaluationSweep has several seeds, but data.eval_sampling is false: the episodes "
                 "would be the same for each. Give one seed."

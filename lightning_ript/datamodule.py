@@ -128,7 +128,8 @@ class RolloutDataModule(L.LightningDataModule):
         num_workers: Simulator processes per rank; 0 runs the environment in this process.
         hang_seconds: A simulator that does not answer for so long is replaced.
         eval_states_per_task: Test states per task to evaluate on, all by default.
-        eval_sampling: Evaluate with sampled actions (QueST) or the most likely ones (OpenVLA-OFT).
+        eval_sampling: Evaluate with sampled actions (QueST) or the most likely ones (OpenVLA-OFT);
+            policies that denoise, with noise within the denoising or without (published).
         eval_videos: Of this many test episodes per task frames are kept, for `RolloutVideo`; or by
             task name, e.g. `{pick_up_the_milk_and_place_it_in_the_basket: 5}`, and none of others.
             Drawing a frame in every control step makes these episodes much slower.

@@ -50,6 +50,11 @@ def evaluation_starts(
     return starts
 
 
+def draws_noise(policy: PolicyAdapter, sampling: bool) -> bool:
+    """Whether episodes of another seed are other episodes."""
+    return sampling or policy.needs_noise
+
+
 def run_evaluation(
     policy: PolicyAdapter,
     pool: EnvironmentPool,
@@ -79,7 +84,7 @@ def run_evaluation(
     def episodes() -> Iterator[EpisodeRequest]:
         for context, film in starts:
             noise = None
-            if sampling or policy.needs_noise:
+            if draws_noise(policy, sampling):
                 noise = (seed, _EVALUATION, context.task.index, context.index)
             looks = _LOOKS_KEPT if context.index == 0 else 0
             yield EpisodeRequest(context, 0, noise, film, keep_seen=looks)

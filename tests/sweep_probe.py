@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ript.envs.toy import ToySpec
+from lightning_ript.policies.toy import ToyPolicy
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,28 @@ class SuiteSpec(ToySpec):
         super().check()
         if self.suite not in ("near", "far"):
             raise ValueError(f"unknown suite '{self.suite}': near or far.")
+
+
+class PartlySavedPolicy(ToyPolicy):
+    """Its first layer is frozen and not in checkpoints; a folder has both layers' biases."""
+
+    needs_noise = True
+    checkpoint: str | None = None
+
+    def __init__(self, seed=0):
+        super().__init__(seed=seed)
+        self.net[0].requires_grad_(False)
+
+    def saved(self, name):
+        return not name.startswith("net.0.")
+
+    def load_published(self, place):
+        if not Path(place).is_dir():
+            return False
+        for layer in (self.net[0], self.net[2]):
+            layer.bias.data.fill_(3.0)
+        self.checkpoint = str(place)
+        return True
 
 
 class InterruptSecond(Callback):

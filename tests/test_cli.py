@@ -11,7 +11,10 @@ from toy_runs import SHORT, fit
 from lightning_ript.cli import main
 from lightning_ript.envs.libero import graphics
 
-COMMANDS = ["collect-demos", "data", "export", "report", "sweep", "compare", "fit", "validate"]
+COMMANDS = [
+    *("collect-demos", "data", "export", "report", "submit", "sweep", "compare"),
+    *("fit", "validate"),
+]
 
 
 def test_an_unknown_gl_backend(monkeypatch):
@@ -56,7 +59,10 @@ def test_help_of_commands(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-    assert "--" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--" in said
+    assert "Args:" not in said
+    assert "Raises:" not in said
 
 
 def test_the_program_says_one_line_and_no_more(tmp_path):

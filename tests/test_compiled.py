@@ -117,6 +117,20 @@ def test_the_cache_is_bounded(scene, monkeypatch):
     assert len(files()) == 2
 
 
+def test_others_may_write_and_forget_at_the_same_time(scene, monkeypatch, caplog):
+    compiled.compiled_model(scene)
+    glob = Path.glob
+
+    def then_gone(folder, pattern):
+        found = [*glob(folder, pattern), folder / ".another process's draft.1.mjb"]
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", then_gone)
+    with caplog.at_level(logging.WARNING):
+        compiled.compiled_model(scene.replace(".3", ".31"))
+    assert not caplog.records
+
+
 def test_robosuite_takes_its_models_from_the_cache(scene, monkeypatch):
     class MjSim:  # robosuite's own would bring OpenGL into this process
         def __init__(self, model):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -33,11 +34,34 @@ def test_help_needs_no_torch():
         assert said in done.stdout
 
 
+def test_a_reader_may_leave():
+    """As `head` does, before everything is written."""
+    code = (
+        "import os, sys; sys.argv = ['lightning-ript', 'configs'];"
+        "from lightning_ript.__main__ import main; os.read(0, 1); main()"
+    )
+    command = [sys.executable, "-c", code]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes) as listing:
+        listing.stdout.close()
+        listing.stdin.write(b"x")
+        listing.stdin.flush()
+        assert listing.stderr.read() == b""
+        assert listing.wait() == 128 + signal.SIGPIPE
+
+
 def test_every_config_says_what_it_is(capsys):
     main(["configs"])
     for line in capsys.readouterr().out.splitlines():
         name, _, summary = line.partition(" ")
         assert len(summary.strip()) > 8, name
+
+
+def test_help_of_configs_is_prose(capsys):
+    main(["configs", "--help"])
+    said = capsys.readouterr().out
+    assert "Lists the package's configs" in said
+    assert "Args:" not in said
 
 
 def test_a_config_is_shown(capsys, monkeypatch):

@@ -29,9 +29,9 @@ CLASSES = {
 EXECUTED = 5
 
 
-def load(kind, **settings):
+def load(kind, folder=None, **settings):
     cls, own = CLASSES[kind]
-    return cls(str(GOLDENS / kind), **own, **settings)
+    return cls(str(folder or GOLDENS / kind), **own, **settings)
 
 
 class Golden:

@@ -92,6 +92,11 @@ def test_weights_of_an_earlier_stage(tmp_path):
     both = checkpoint(started, tmp_path / "lora.ckpt")
     again = adapted("smolvla", weights=both)
     assert torch.equal(chosen(again), chosen(started))
+    # A third stage leaves out nothing that the folder does not have.
+    disturb(again)
+    main(["export", checkpoint(again, tmp_path / "third.ckpt"), str(tmp_path / "out")])
+    exported = load("smolvla", steps=3, folder=tmp_path / "out")
+    torch.testing.assert_close(chosen(exported), chosen(again), rtol=0, atol=1e-4)
     said = r"lora\.ckpt holds a LoRA with alpha / r = 2.0, but the policy's is None"
     with pytest.raises(ValueError, match=said):
         load("smolvla", weights=both)
@@ -128,6 +133,7 @@ HALF = {
     "one": {},
     "lora": {"lora": SMALL},
     "lora everywhere": {"lora": SMALL, "train": "everything"},
+    "vectors": {"train": "vectors"},
     "all": {"noisy_steps": "all"},
     "noise": {"probability": "flow_noise", "ratio": "dimension"},
 }

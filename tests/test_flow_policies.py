@@ -1,12 +1,22 @@
 """SmolVLA, pi0 and pi0.5 as policies of the loop, at the size of the golden files."""
 
+import json
+import shutil
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from test_flow_golden import CLASSES, GOLDENS, load
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from lightning_ript.envs.libero import LiberoSpec
+from lightning_ript.envs.toy import ToySpec
 from lightning_ript.policies.contract import check_contract
+from lightning_ript.policies.flow.prompts import Prompts
+from lightning_ript.policies.lora import LoraSizes
 from lightning_ript.types import Task
 
 pytestmark = pytest.mark.skipif(
@@ -20,6 +30,7 @@ TASKS = [
 ]
 WAYS = {
     "one": {},
+    "first": {"noisy_steps": "first"},
     "all": {"noisy_steps": "all", "ratio": "action"},
     "noise": {"probability": "flow_noise", "ratio": "dimension"},
 }
@@ -78,6 +89,19 @@ def test_the_noisy_step_is_drawn_evenly_and_shared_by_a_decision():
     assert (record["after"] != plain["after"]).flatten(1).any(1).all()
 
 
+def test_only_the_first_step_is_noisy():
+    policy = load("smolvla", steps=4, noisy_steps="first")
+    policy.prepare(TASKS)
+    noise = torch.rand(3, *policy.noise_shape, generator=torch.Generator().manual_seed(0))
+    noisy = policy.act(observations(), TASKS, noise).record
+    assert noisy["step"].tolist() == [0, 0, 0]
+    policy.exploring = False
+    plain = policy.act(observations(), TASKS, noise).record
+    assert torch.equal(noisy["before"], plain["before"])
+    assert (noisy["after"] != plain["after"]).flatten(1).any(1).all()
+    assert (noisy["actions"] != plain["actions"]).flatten(1).any(1).all()
+
+
 def test_without_exploring_noise_decides_where_denoising_starts():
     policy = load("pi0", steps=3)
     policy.prepare(TASKS)
@@ -111,6 +135,37 @@ def test_only_the_expert_learns_by_default():
     assert kept == {name for name, p in everything.named_parameters() if id(p) in idle}
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("probability", ["flow_sde", "flow_noise"])
+def test_vectors_alone_learn(kind, probability):
+    policy = load(kind, steps=3, train="vectors", probability=probability)
+    expert = {n for n, p in load(kind).named_parameters() if p.requires_grad and p.ndim == 1}
+    learning = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert expert
+    assert {name for name in learning if not name.startswith("noise_network.")} == expert
+    # What is new has learned nothing yet, so all of it is to learn.
+    assert ("noise_network.out.weight" in learning) == (probability == "flow_noise")
+    check_contract(policy, observations(), TASKS)
+
+
+def test_actions_that_are_not_normalized(tmp_path):
+    """The folder has no numbers of them then, but says how many each has."""
+    folder = tmp_path / "smolvla"
+    shutil.copytree(GOLDENS / "smolvla", folder)
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        found = json.loads((folder / name).read_text())
+        for step in found["steps"]:
+            step["config"].get("norm_map", {})["ACTION"] = "IDENTITY"
+        (folder / name).write_text(json.dumps(found))
+    policy = load("smolvla", folder=folder, steps=3)
+    policy.prepare(TASKS)
+    noise = torch.rand(3, *policy.noise_shape, generator=torch.Generator().manual_seed(0))
+    decisions = policy.act(observations(), TASKS, noise)
+    assert decisions.actions.shape == (3, policy.executed_actions, 7)
+    assert torch.equal(decisions.actions, decisions.record["actions"])
+    assert decisions.log_probs.abs().min() > 0
+
+
 def test_gradient_checkpointing_changes_nothing():
     gradients = []
     for checkpointing in (False, True):
@@ -125,6 +180,33 @@ def test_gradient_checkpointing_changes_nothing():
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
+def test_gradient_checkpointing_reaches_the_image_encoder():
+    policy = load("pi05", train="everything", gradient_checkpointing=True)
+    ran = []
+    for layer in policy.network.vision.encoder.layers:
+        layer.register_forward_pre_hook(lambda *_: ran.append(1))
+    policy.prepare(TASKS)
+    noise = torch.rand(3, *policy.noise_shape, generator=torch.Generator().manual_seed(0))
+    record = policy.act(observations(), TASKS, noise).record
+    ran.clear()
+    policy.log_prob(record)[0].sum().backward()
+    assert len(ran) == 2 * len(policy.network.vision.encoder.layers)
+
+
+def test_what_the_tokenizer_does_not_know_is_said(tmp_path):
+    tokenizer = Tokenizer(WordLevel({"lift": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    prompts = Prompts(tmp_path, 2, None, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prompts.longest(["lift", "lift lift"]) == 2
+    with pytest.warns(UserWarning, match="does not know all words of 'lift milk'"):
+        prompts.longest(["lift milk"])
+    with pytest.warns(UserWarning, match="no more than 2 tokens of 'lift lift lift'"):
+        prompts.longest(["lift lift lift"])
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -133,6 +215,7 @@ def test_gradient_checkpointing_changes_nothing():
         ({"noise_level": 0.0}, r"noise_level is 0\.0; it must be above 0"),
         ({"probability": "laplace"}, "probability is 'laplace'; it must be one of flow_sde"),
         ({"ratio": "token"}, "ratio is 'token'; it must be one of chunk, action, dimension"),
+        ({"train": "vectors", "lora": LoraSizes()}, "leaves no layer to an adapter: leave lora"),
         ({"cameras": ["a", "b", "c"]}, "cameras names 3 images, but the policy was trained on 2"),
     ],
 )
@@ -145,6 +228,10 @@ def test_another_environment_is_refused():
     policy = load("smolvla")
     spec = LiberoSpec("libero_object")
     policy.check_spaces(spec.observation_space, spec.action_space)
+    with pytest.raises(ValueError, match=r"7 numbers, but the environment takes \(2,\)"):
+        policy.check_spaces(spec.observation_space, ToySpec().action_space)
+    with pytest.raises(ValueError, match="needs agentview_rgb, eye_in_hand_rgb, ee_quat"):
+        policy.check_spaces(ToySpec().observation_space, spec.action_space)
     blind = LiberoSpec("libero_object", cameras=("agentview_rgb",))
-    with pytest.raises(ValueError, match="needs the images eye_in_hand_rgb"):
+    with pytest.raises(ValueError, match="needs eye_in_hand_rgb"):
         policy.check_spaces(blind.observation_space, blind.action_space)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from test_hdf5 import SETTINGS, episode
-from two_processes import begin, finish, on_two
+from two_processes import begin, finish, on_two, strayed
 
 from lightning_ript.cli import main
 from lightning_ript.demos.hdf5 import DemonstrationWriter
@@ -18,6 +18,7 @@ TINY = SmallSizes(
 )
 WAYS = {
     "expert": ["--model.policy.gradient_checkpointing=true"],
+    "vectors": ["--model.policy.train=vectors", "--model.policy.noisy_steps=first"],
     "everything": [
         "--model.policy.train=everything",
         "--model.policy.probability=flow_noise",
@@ -113,3 +114,17 @@ def test_after_two_iterations_so_is_the_policy(runs, name):
         torch.testing.assert_close(value, theirs, rtol=1e-5, atol=1e-5, msg=parameter)
     assert alone["RolloutDataModule"] == shared["RolloutDataModule"]
     assert alone["policy"] == shared["policy"]
+
+
+def test_a_bfloat16_backbone_gives_nearly_the_same_gradient(published, tmp_path):
+    one_step = ["--model.passes=1", "--model.episodes_per_minibatch=999"]
+    more = ["--model.policy.precision=bfloat16", *one_step]
+    finish(begin(arguments(published, tmp_path / "two", 1, *more, *on_two("fsdp2"))))
+    main(arguments(published, tmp_path / "one", 1, *more))
+    alone = gradients(tmp_path / "one", 0)
+    for rank in range(2):
+        theirs = gradients(tmp_path / "two", rank)
+        assert theirs.keys() == alone.keys()
+        assert {g.dtype for g in theirs.values()} == {torch.float32}
+        # Decisions meet others in a batch than when they were made, which rounds them otherwise.
+        assert strayed(theirs, alone) < 1e-3

@@ -7,6 +7,7 @@ import torch
 from toy_runs import fit, history, weights
 
 from lightning_ript.module import RIPTLightningModule
+from lightning_ript.policies.flow.adapter import FlowPolicy
 from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy
 from lightning_ript.policies.quest import QueSTPolicy
 from lightning_ript.policies.toy import ToyPolicy
@@ -49,6 +50,7 @@ def test_rounded_parameters_are_refused_where_a_policy_does_not_stand_them():
         module.setup("fit")
     assert not QueSTPolicy.roundable
     assert not OpenVLAPolicy.roundable
+    assert not FlowPolicy.roundable
 
 
 def test_precision_is_that_of_the_trainer(tmp_path):

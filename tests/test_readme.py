@@ -95,6 +95,7 @@ SHORTER = {
         "--workers=1",
         "--image_size=16",
     ],
+    ("collect-demos", "--noise"): ["--out=collected_noisy"],
 }
 
 

@@ -4,11 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from toy_runs import assert_same_state, fit, history
 
 from lightning_ript.module import RIPTLightningModule
 from lightning_ript.policies.base import PolicyAdapter
-from lightning_ript.running.resumed_settings import changes
+from lightning_ript.running.resumed_settings import ResumedSettings, changes
 
 OWN = "--model=test_resumed_settings.Own"
 STEP = "--model.init_args.scheduler"
@@ -42,6 +43,14 @@ def test_what_is_told():
     now = {"model": {"class_path": "A", "init_args": {"passes": 4, "policy": {"x": [1]}, "y": 2}}}
     assert changes(before, now) == {"model.passes": (8, 4), "model.y": (None, 2)}
     assert changes({"run_dir": "a", "trainer": {"max_epochs": 1}}, {"run_dir": "b"}) == {}
+
+
+def test_another_start_is_not_taken_in_silence(two, tmp_path):
+    path = two("constant", tmp_path) / "checkpoints" / "last.ckpt"
+    settings = yaml.safe_load(torch.load(path, weights_only=True)["settings"])
+    settings["model"]["init_args"]["policy"]["init_args"]["checkpoint"] = "new.pth"
+    with pytest.warns(UserWarning, match=r"to begin from new\.pth, name another --run_dir"):
+        ResumedSettings(settings).compare(path)
 
 
 def test_nothing_is_told_of_the_same(two, tmp_path, capsys, caplog):

@@ -70,11 +70,15 @@ def test_a_new_smolvla_has_the_demonstrations_statistics(tiny, demonstrations):
         ({"image": 20, "patch": 8}, "no whole number of patches of 8"),
         ({"width": 30}, "a width of 30 makes no 4 heads"),
         ({"kv_heads": 3}, "cannot share 3 heads of keys"),
+        ({"vision_width": 128}, "a vision_width of 128 must be a multiple of 3"),
+        ({"expert_width": 97}, "an expert_width of 97 even"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, said, demonstrations, tmp_path):
     with pytest.raises(ValueError, match=said):
         new_smolvla(tmp_path / "new", [str(demonstrations)], SmallSizes(**sizes))
+    with pytest.raises(ValueError, match="executed_actions is 0, but a chunk has 8 actions"):
+        new_smolvla(tmp_path / "new", [str(demonstrations)], executed_actions=0)
     assert not (tmp_path / "new").exists()
 
 

@@ -148,6 +148,22 @@ def test_published_and_lightning_checkpoints_take_turns(checkpoints, tmp_path, m
         assert metadata["checkpoint"] == (None if official else checkpoints[0])
 
 
+def test_checkpoints_that_lack_what_does_not_learn(tmp_path):
+    """Such weights are those of the settings, whatever was loaded before."""
+    policy = "--model.policy=sweep_probe.PartlySavedPolicy"
+    fit(tmp_path / "run", 2, policy)
+    path = str(tmp_path / "run/checkpoints/last.ckpt")
+    assert "policy.net.0.bias" not in torch.load(path, weights_only=True)["state_dict"]
+    (tmp_path / "published").mkdir()
+    both = [str(tmp_path / "published"), path]
+    more = [policy, "--data.eval_sampling=false", "--seeds=[0, 1]"]
+    main(arguments(tmp_path / "alone", [path], *more))
+    main(arguments(tmp_path / "after", both, *more))
+    expected = table(tmp_path / "alone")
+    assert len({row["mean_steps"] for row in expected}) > 2
+    assert table(tmp_path / "after")[len(expected) :] == expected
+
+
 # -- resuming --------------------------------------------------------------------------------------
 
 

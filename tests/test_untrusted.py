@@ -158,7 +158,11 @@ def test_a_policy_that_names_its_state_elsewhere(tmp_path):
     step = {"registry_name": "normalizer_processor", "config": {}, "state_file": "/etc/passwd"}
     (tmp_path / "policy_preprocessor.json").write_text(json.dumps({"steps": [step]}))
     (tmp_path / "policy_postprocessor.json").write_text(json.dumps({"steps": []}))
-    (tmp_path / "config.json").write_text(json.dumps({"type": "pi0", "input_features": {}}))
+    features = {
+        "input_features": {"observation.state": {"type": "STATE", "shape": [8]}},
+        "output_features": {"action": {"type": "ACTION", "shape": [7]}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"type": "pi0", **features}))
     with pytest.raises(ValueError, match="names /etc/passwd, which is not below"):
         read_published(tmp_path, "pi0")
 

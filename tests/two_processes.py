@@ -7,6 +7,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -37,6 +39,12 @@ def finish(process):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, out + err
     return err
+
+
+def strayed(theirs, alone):
+    """How far gradients by name lie from those of one process, as a share of the whole gradient."""
+    distance = sum((g - alone[n]).square().sum() for n, g in theirs.items()).sqrt()
+    return distance / torch.stack([g.norm() for g in alone.values()]).norm()
 
 
 def on_two(strategy):

@@ -33,9 +33,10 @@ def _own(command: str, *functions: str) -> Callable[[list[str]], None]:
 
 def _export(arguments: list[str]) -> None:
     from lightning_ript.commands.own_parser import OwnParser
+    from lightning_ript.console.described import described
 
     export = resolve_name("lightning_ript.policies.quest.export:export")
-    parser = OwnParser(prog="lightning-ript export", description=export.__doc__)
+    parser = OwnParser(prog="lightning-ript export", description=described(export))
     parser.add_function_arguments(export, as_positional=True, skip={"overwrite"})
     parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
     settings = parser.parse_args(arguments)
@@ -49,8 +50,9 @@ def _export(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     from lightning_ript.commands.own_parser import OwnParser
     from lightning_ript.commands.summary import report_on
+    from lightning_ript.console.described import described
 
-    parser = OwnParser(prog="lightning-ript report", description=report_on.__doc__)
+    parser = OwnParser(prog="lightning-ript report", description=described(report_on))
     parser.add_argument("runs", nargs="+", type=str, help="run directories")
     parser.add_argument("--out", type=str, help="the page; <first run>/report.html by default")
     settings = parser.parse_args(arguments)

@@ -94,6 +94,8 @@ def _sentence(error: BaseException) -> str | None:
     if str(error).startswith("Error(s) in loading state_dict"):
         differences = str(error).partition("\n")[2]
         return f"The checkpoint is not of a module with these settings:\n{differences}"
+    if isinstance(error, BrokenPipeError):  # a bug, or for `__main__`: nobody reads our output
+        return None
     if isinstance(error, OSError) and error.errno in _DISK:
         return f"{error.filename or 'A file'}: {error.strerror}."
     if isinstance(error, _EXPECTED) and _raised_in(error) in _SPEAKERS and _is_said(error):

@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from lightning_ript.commands.errors import CommandParser
+from lightning_ript.console.described import described
 from lightning_ript.running.configs import find_config, with_config_paths
 from lightning_ript.running.paths import expanded
 from lightning_ript.storage.files import replacing
@@ -84,7 +85,7 @@ def submit(arguments: list[str]) -> None:
     from lightning_ript.commands import COMMANDS
 
     place = _place(arguments, {*LIGHTNING, *COMMANDS} - {"submit"})
-    parser = CommandParser(prog="lightning-ript submit", usage=USAGE, description=submit.__doc__)
+    parser = CommandParser(prog="lightning-ript submit", usage=USAGE, description=described(submit))
     parser.add_class_arguments(Job, as_group=False)
     settings = parser.parse_args([_hyphens(each) for each in arguments[:place]])
     job = parser.instantiate_classes(settings)

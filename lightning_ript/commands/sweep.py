@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -17,6 +18,7 @@ from lightning_ript.callbacks import EvaluationReport, RolloutVideo
 from lightning_ript.cli import RIPTCLI, run_lightning
 from lightning_ript.datamodule import RolloutDataModule
 from lightning_ript.envs.base import EnvironmentSpec
+from lightning_ript.evaluation import draws_noise
 from lightning_ript.reports.short_names import telling_parts
 from lightning_ript.reports.sweep_report import CellResult, progress, write_report
 from lightning_ript.running.places import check_checkpoint
@@ -132,8 +134,7 @@ class SweepCLI(RIPTCLI):
             TypeError: If the data module does not run rollouts.
         """
         cells = self._cells(datamodule)
-        policy: Any = model.policy
-        self._configured = getattr(policy, "checkpoint", None)
+        self._held: str | None = None
         refuse_other_settings(self.sweep.out, self.config_dump)
         todo = [cell for cell in cells if not self._is_done(cell)]
         for path in dict.fromkeys(cell.checkpoint for cell in todo):
@@ -161,7 +162,7 @@ class SweepCLI(RIPTCLI):
                 "data.class_path to RolloutDataModule."
             )
         seeds = self.sweep.seeds or [datamodule.seed]
-        if len(seeds) > 1 and not datamodule.eval_sampling:
+        if len(seeds) > 1 and not draws_noise(self.model.policy, datamodule.eval_sampling):
             raise ValueError(
                 f"--seeds names {len(seeds)} seeds, but data.eval_sampling is false: acting on the "
                 "most likely action, each would repeat the same episodes. Give one seed."
@@ -202,14 +203,16 @@ class SweepCLI(RIPTCLI):
 
     def _try(self, path: str) -> None:
         """Loads a checkpoint to see whether it fits, as a later cell will."""
+        self._held = path
         if self.load_published(path) is not None:
             self._try_lightning(path)
 
     def _try_lightning(self, path: str) -> None:
         trusted = not self.config["validate"].weights_only
-        weights = read_checkpoint(path, trusted)["state_dict"]
+        contents = read_checkpoint(path, trusted)
+        self.model.on_load_checkpoint(contents)  # as Lightning will
         try:
-            self.model.load_state_dict(weights, strict=self.model.strict_loading)
+            self.model.load_state_dict(contents["state_dict"], strict=self.model.strict_loading)
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the model of these settings: {error}") from error
 
@@ -218,10 +221,18 @@ class SweepCLI(RIPTCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EvaluationReport | RolloutVideo):
                 callback.name = cell.name
-        # A checkpoint of the policy's own format puts its name there.
-        self.model.policy.checkpoint = self._configured
+        if self._held != cell.checkpoint:
+            self._build_model()
+            self._held = cell.checkpoint
         settings |= {"ckpt_path": self.load_published(cell.checkpoint), "verbose": False}
         self.trainer.validate(self.model, datamodule=datamodule, **settings)
+
+    def _build_model(self) -> None:
+        """Makes the model anew: a checkpoint may lack weights that the one before has replaced."""
+        parser = LightningArgumentParser(exit_on_error=False)
+        parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
+        settings = Namespace(model=self.config["validate"].model)
+        self.model = parser.instantiate_classes(settings).model
 
     def _report(self, cells: list[Cell]) -> None:
         if self.trainer.is_global_zero:

@@ -39,8 +39,8 @@ class PolicyAdapter(nn.Module, ABC):
         entry_points: Names of the methods that run parts of the network and are called from
             outside. When processes share the parameters (FSDP), these gather them first.
         needs_noise: Whether decisions need noise even where nothing is explored, e.g. for where
-            denoising starts. Evaluations then draw it from their seed and set `exploring` to
-            false; other policies get none.
+            denoising starts. Evaluations without sampling then draw it from their seed and set
+            `exploring` to false; other policies get none.
         exploring: Whether noise is also to make decisions differ from the most likely ones.
         evaluating: Whether decisions are an evaluation's, of which nothing is learned.
         roundable: Whether all parameters may be rounded to half precision, as the trainer's

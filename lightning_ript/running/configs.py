@@ -116,7 +116,9 @@ def show_configs(arguments: Sequence[str]) -> None:
         SystemExit: No config is called like that.
     """
     if arguments and arguments[0] in ("-h", "--help"):
-        sys.stdout.write("usage: lightning-ript configs [PATTERN]\n\n" + str(show_configs.__doc__))
+        from lightning_ript.console.described import described
+
+        sys.stdout.write(f"usage: lightning-ript configs [PATTERN]\n\n{described(show_configs)}\n")
         return
     wanted = arguments[0] if arguments else ""
     everything = list(names())

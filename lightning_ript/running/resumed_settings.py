@@ -12,7 +12,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_ript.storage.checkpoint_files import read_checkpoint
 
@@ -30,6 +30,8 @@ _FIXED = {
     "model.policy.class_path": "another policy begins in a --run_dir of its own",
     "data.class_path": "another stage begins in a --run_dir of its own",
 }
+# Files of weights that a run begins with.
+_STARTS = ("model.policy.checkpoint", "model.policy.weights")
 _RATES = re.compile(r"^model\.(.*\b(optimizer|scheduler|weight_decay|max_grad_norm)\b|.*lr$)")
 
 
@@ -94,6 +96,12 @@ class ResumedSettings(Callback):
                 )
         if self.changed:
             rank_zero_info(f"Resuming with changed settings: {self.told()}.")
+        for name in _STARTS:
+            if name in self.changed:
+                rank_zero_warn(
+                    f"{name} has changed, but what has been learned in {checkpoint} is kept: to "
+                    f"begin from {self.changed[name][1]}, name another --run_dir."
+                )
 
     def told(self) -> str:
         """The changes in words."""

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +138,14 @@ _COMPILE = (
 
 
 def _forget_oldest(folder: Path, keep: Path) -> None:
-    files = sorted(folder.glob("*.mjb"), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = []
+    for file in folder.glob("*.mjb"):  # drafts, too: of processes that were killed
+        with suppress(FileNotFoundError):  # another process has renamed or forgotten it
+            seen = file.stat()
+            found.append((seen.st_mtime, seen.st_size, file))
     size = 0
-    for file in files:
-        size += file.stat().st_size
+    for _, bytes_of_file, file in sorted(found, reverse=True):
+        size += bytes_of_file
         if size > KEPT_BYTES and file != keep:
             file.unlink(missing_ok=True)
             file.with_suffix(".lock").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from lightning_ript.policies.flow.load import Rename, fill, load_trained, traine
 from lightning_ript.policies.flow.network import FlowNetwork, Prefix, Seen
 from lightning_ript.policies.flow.prompts import Prompts, with_newline
 from lightning_ript.policies.flow.transitions import Ratio
-from lightning_ript.policies.libero_robot import CAMERAS, proprio
+from lightning_ript.policies.libero_robot import CAMERAS, PROPRIO, proprio
 from lightning_ript.policies.lora import (
     LoraSizes,
     inject,
@@ -31,8 +32,8 @@ from lightning_ript.storage.hub import is_on_hub, local_folder
 from lightning_ript.types import Observation, Task
 
 Probability = Literal["flow_sde", "flow_noise"]
-NoisySteps = Literal["one", "all"]
-Trained = Literal["expert", "everything"]
+NoisySteps = Literal["one", "first", "all"]
+Trained = Literal["expert", "vectors", "everything"]
 WeightPrecision = Literal["float32", "bfloat16"]
 Density = tuple[Tensor, Tensor]
 """Log-density and entropy of each number that counts, (N, executed, A) float64."""
@@ -67,7 +68,8 @@ def weight_dtypes(
     """In which precision each weight is kept, by its name.
 
     What learns is float32: half precision would round most steps of a small learning rate away. So
-    are the projections of states and actions.
+    are the projections of states and actions, and the whole expert where its vectors learn: a layer
+    computes in one precision.
 
     Args:
         network: The network.
@@ -96,10 +98,11 @@ def weight_dtypes(
 
 
 def freeze(network: FlowNetwork, train: Trained) -> None:
-    """Lets a network's action expert and its projections learn, or everything that counts."""
+    """Leaves what `train` names to learn, as far as it counts."""
     network.requires_grad_(train == "everything")
     for module in network.expert_modules():
-        module.requires_grad_(True)
+        for parameter in module.parameters():
+            parameter.requires_grad_(train != "vectors" or parameter.ndim < 2)
     for module in network.idle_modules():
         module.requires_grad_(False)
 
@@ -147,9 +150,12 @@ class FlowPolicy(PolicyAdapter):
         probability: `flow_sde` or `flow_noise`; see `transitions`.
         noise_level: a of Flow-SDE.
         noisy_steps: Of Flow-SDE: `one` step of each decision, drawn evenly, is noisy, and the
-            others are plain; or `all` are, and the log-probability is the mean over them.
+            others are plain; or it is always the `first` one, whose noise the others denoise; or
+            `all` are, and the log-probability is the mean over them.
         ratio: What has a ratio of probabilities of its own: a `chunk`, an `action`, a `dimension`.
-        train: The action `expert` alone, for which the prefix needs no gradient, or `everything`.
+        train: The action `expert` and its projections, for which the prefix needs no gradient;
+            their `vectors` alone, biases and scales of norms (BitFit, Ben Zaken et al. 2022), which
+            learn from fewer episodes; or `everything`.
         lora: An adapter that learns in place of the weights of the transformers' layers, of the
             expert's alone or of all; the projections around the expert learn as they are.
         gradient_checkpointing: Computes activations again in the backward pass: less memory.
@@ -167,8 +173,8 @@ class FlowPolicy(PolicyAdapter):
     checkpoint: str
     prompts: Prompts
     _prompt_length: int | None = None
-    entry_points = (*PolicyAdapter.entry_points, "flow_errors", "demonstrated")
     needs_noise = True
+    roundable = False  # times, and what learns
 
     def __init__(
         self,
@@ -198,6 +204,11 @@ class FlowPolicy(PolicyAdapter):
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+        if lora is not None and train == "vectors":
+            raise ValueError(
+                "train is vectors, which leaves no layer to an adapter: leave lora out, or set "
+                "train to expert."
+            )
         if steps < 1:
             raise ValueError(f"steps is {steps}; it must be 1 or more.")
         if not 1 <= executed_actions <= network.chunk:
@@ -236,7 +247,7 @@ class FlowPolicy(PolicyAdapter):
         freeze(network, train)
         self.lora = lora
         found, said = ({}, {}) if weights is None else trained_tensors(weights)
-        self._replaced = frozenset(found)
+        self._replaced = frozenset(map(plain_name, found))
         adapted = any(map(is_adapter_weight, found))
         if adapted and self._lora_scaling != said.get("lora_scaling"):
             raise ValueError(
@@ -287,7 +298,8 @@ class FlowPolicy(PolicyAdapter):
         draws: Tensor | None = None
         step = torch.zeros(len(observations), dtype=torch.int64, device=self.device)
         if noise is not None:
-            step = (noise[:, 0].double() * self.steps).long().clamp_max(self.steps - 1)
+            if self.noisy_steps == "one":
+                step = (noise[:, 0].double() * self.steps).long().clamp_max(self.steps - 1)
             normal = transitions.normal_noise(noise[:, 1:])
             normal = normal.unflatten(1, (-1, self.network.chunk, self.network.action_dim))
             x, draws = normal[:, 0], normal[:, 1:]
@@ -326,16 +338,24 @@ class FlowPolicy(PolicyAdapter):
         return record["actions"]
 
     def check_spaces(self, observation_space: spaces.Dict, action_space: spaces.Box) -> None:
-        """Refuses an environment without the policy's images, or with other actions."""
-        missing = [camera for camera in self.cameras if camera not in observation_space.spaces]
-        if missing:
+        """Refuses an environment that shows or takes something else.
+
+        Raises:
+            ValueError: It does; the message says how.
+        """
+        wanted = (*self.cameras, *PROPRIO)
+        if missing := [name for name in wanted if name not in observation_space.spaces]:
+            raise ValueError(f"the policy needs {', '.join(missing)}, which the environment lacks.")
+        width = sum(math.prod(observation_space[name].shape or ()) for name in PROPRIO) - 1
+        state, action = self.published.state_size, self.published.action_size
+        if state != width:  # of four numbers that say a rotation it sees three
             raise ValueError(
-                f"the policy needs the images {', '.join(missing)}, which the environment lacks."
+                f"the policy's state has {state} numbers, but the environment's has {width}: it "
+                "was trained on another robot."
             )
-        size = self.published.action.first.numel()
-        if size and action_space.shape != (size,):
+        if action_space.shape != (action,):
             raise ValueError(
-                f"the policy's actions have {size} numbers, but the environment takes "
+                f"the policy's actions have {action} numbers, but the environment takes "
                 f"{action_space.shape}."
             )
 
@@ -525,4 +545,4 @@ class FlowPolicy(PolicyAdapter):
 
     def _executed(self, chunk: Tensor) -> Tensor:
         """Of padded chunks (N, H, D), the numbers that move the robot, (N, executed, A)."""
-        return chunk[:, : self.executed_actions, : self.published.action.first.numel()]
+        return chunk[:, : self.executed_actions, : self.published.action_size]

@@ -49,10 +49,12 @@ class FlowFineTuning(DemonstrationTraining):
         if batches < 1:
             raise ValueError(f"batches is {batches}; it must be 1 or more")
         self.color_jitter, self.translation, self.batches = color_jitter, translation, batches
+        if policy.noise_network is not None:
+            policy.noise_network.requires_grad_(False)  # demonstrations say nothing of it
         self.train()  # the policy comes in evaluation mode, and Lightning leaves modes alone
 
     def setup(self, stage: str) -> None:
-        """Finds prompts that cannot be encoded before training."""
+        """Makes room for all prompts."""
         instructions = getattr(getattr(self.trainer, "datamodule", None), "instructions", None)
         if instructions:
             self.policy.prepare_instructions(instructions)

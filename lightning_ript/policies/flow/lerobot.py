@@ -114,6 +114,16 @@ class Published:
     tokenizer: str | None
     cameras: tuple[str, ...]
 
+    @property
+    def state_size(self) -> int:
+        """Numbers of the robot's state."""
+        return int(self.config["input_features"][STATE]["shape"][0])
+
+    @property
+    def action_size(self) -> int:
+        """Numbers of an action."""
+        return int(self.config["output_features"][ACTION]["shape"][0])
+
 
 def read_published(folder: Path, kind: str) -> Published:
     """Reads everything but the weights.
@@ -132,6 +142,9 @@ def read_published(folder: Path, kind: str) -> Published:
             f"{folder} holds a policy of the type {config.get('type')!r}, not {kind!r}: choose "
             "the class that fits."
         )
+    for name, group in ((STATE, "input_features"), (ACTION, "output_features")):
+        if name not in config.get(group, {}):
+            raise ValueError(f"{folder / CONFIG} has no {name} among its {group}.")
     features = config["input_features"]
     cameras = tuple(name for name, each in features.items() if each["type"] == "VISUAL")
     steps = [*_steps(folder, PREPROCESSOR), *_steps(folder, POSTPROCESSOR)]

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -44,17 +45,24 @@ class Prompts:
         self._tokenizer.no_truncation()
         self.length, self._start, self._padding = length, start, padding
         # Bounded, since pi0.5 has the robot's state in its prompts.
-        self.tokens = lru_cache(_KEPT)(self._encoded)
+        self.tokens = lru_cache(_KEPT)(lambda text: self._encoded(text)[: self.length])
 
     def _encoded(self, text: str) -> list[int]:
-        """The tokens of one text."""
+        """All tokens of one text."""
         found = self._tokenizer.encode(text, add_special_tokens=False).ids
-        start = [] if self._start is None else [self._start]
-        return [*start, *found][: self.length]
+        return found if self._start is None else [self._start, *found]
 
     def longest(self, texts: Sequence[str]) -> int:
-        """Tokens of the longest of these texts."""
-        return max(len(self.tokens(text)) for text in texts)
+        """Tokens of the longest of these texts; warns of those that are not wholly encoded."""
+        name = getattr(self._tokenizer.model, "unk_token", None)
+        unknown = None if name is None else self._tokenizer.token_to_id(name)
+        found = {text: self._encoded(text) for text in texts}
+        for text, tokens in found.items():
+            if unknown in tokens:
+                rank_zero_warn(f"The policy's tokenizer does not know all words of {text!r}.")
+            if len(tokens) > self.length:
+                rank_zero_warn(f"The policy sees no more than {self.length} tokens of {text!r}.")
+        return min(self.length, max(map(len, found.values())))
 
     def batch(self, texts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor]:
         """Tokens of B texts, padded at the end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -109,11 +110,16 @@ class VisionEncoder(nn.Module):
         self.encoder = _Encoder(sizes)
         self.post_layernorm = nn.LayerNorm(sizes.width, eps=1e-6)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Encodes images (B, 3, side, side) in [-1, 1]; returns (B, patches, width)."""
+    def forward(self, images: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Encodes images (B, 3, side, side) in [-1, 1]; returns (B, patches, width).
+
+        Args:
+            images: The images.
+            run: Runs a layer, see `FlowNetwork.run`.
+        """
         x = self.embeddings(images)
         for layer in self.encoder.layers:
-            x = layer(x)
+            x = run(layer, x)
         return self.post_layernorm(x)
 
 
@@ -133,7 +139,7 @@ def shuffle_pixels(patches: Tensor, factor: int) -> Tensor:
     return cells.transpose(2, 3).flatten(3, 5).flatten(1, 2).contiguous()
 
 
-def concatenated(images: Tensor, encode: nn.Module) -> Tensor:
+def concatenated(images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """Encodes the images (B, cameras, 3, side, side) of all cameras in one batch.
 
     Returns:

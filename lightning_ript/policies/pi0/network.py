@@ -126,7 +126,7 @@ class Pi0Network(FlowNetwork):
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, cameras, 3, side, side) -> (B, cameras, tokens, width)."""
         project = self.paligemma_with_expert.paligemma.model.multi_modal_projector.linear
-        return project(concatenated(images, self.vision))
+        return project(concatenated(images, lambda each: self.vision(each, self.run)))
 
     def embed(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """Embeddings of images, then prompt, (B, P, width), and which of them are there (B, P)."""

@@ -61,6 +61,10 @@ class Pi0Policy(FlowPolicy):
         folder = local_folder(checkpoint, PATTERNS)
         published = read_published(folder, self.kind)
         config = published.config
+        name = tokenizer or published.tokenizer or TOKENIZER
+        place = published_beside(
+            (Path(name), folder / name, folder / "tokenizer"), name, ("tokenizer.json",)
+        )
         rename = self.renaming(folder)
         sizes = read_sizes(config, network_shapes(folder, rename), vision_heads)
         with torch.device("meta"):
@@ -79,10 +83,6 @@ class Pi0Policy(FlowPolicy):
             **settings,
         )
         self.checkpoint = checkpoint
-        name = tokenizer or published.tokenizer or TOKENIZER
-        place = published_beside(
-            (Path(name), folder / name, folder / "tokenizer"), name, ("tokenizer.json",)
-        )
         self.prompts = Prompts(place, int(config["tokenizer_max_length"]), _START, _PADDING)
         self.to(default_device() if device is None else device)
         self.eval()

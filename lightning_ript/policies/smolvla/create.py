@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 VLM = "vlm"  # folder of the language model's settings and tokenizer, beside the weights
 _SPECIAL = ("<unk>", "<|im_start|>", "<|im_end|>", "<image>")  # 2 fills up, as in SmolVLM
+_VISION_HEADS = 3
 _LENGTH = 48  # tokens of a prompt at most
 
 
@@ -45,13 +46,13 @@ class SmallSizes:
         image: Side of the images it sees, in pixels.
         patch: Side of a patch in pixels.
         shuffle: So many patches to a side become one token.
-        vision_width: Of the image encoder.
+        vision_width: Of the image encoder, a multiple of 3.
         vision_layers: Of the image encoder.
         width: Of the language model, a multiple of `heads`.
         layers: Of language model and expert.
         heads: Of both; a head's width is even.
         kv_heads: Heads of keys and values.
-        expert_width: Of the action expert.
+        expert_width: Of the action expert, even.
         self_attention_every: Every so many layers the expert attends to itself, too.
         chunk: Actions of a chunk.
     """
@@ -87,12 +88,17 @@ class SmallSizes:
                 f"a width of {self.width} makes no {self.heads} heads of an even width, or they "
                 f"cannot share {self.kv_heads} heads of keys."
             )
+        if self.vision_width % _VISION_HEADS or self.expert_width % 2:
+            raise ValueError(
+                f"a vision_width of {self.vision_width} must be a multiple of {_VISION_HEADS}, and "
+                f"an expert_width of {self.expert_width} even."
+            )
         heads = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": head_dim}
         return SmolVLASizes(
             vision=VisionSizes(
                 width=self.vision_width,
                 layers=self.vision_layers,
-                heads=3,
+                heads=_VISION_HEADS,
                 mlp=2 * self.vision_width,
                 patch=self.patch,
                 image=self.image,
@@ -139,6 +145,13 @@ def new_smolvla(
 
     if out.exists():
         raise FileExistsError(f"{out} is there already: name another folder.")
+    if executed_actions is None:
+        executed_actions = sizes.chunk
+    if not 1 <= executed_actions <= sizes.chunk:
+        raise ValueError(
+            f"executed_actions is {executed_actions}, but a chunk has {sizes.chunk} actions: "
+            "choose between 1 and that."
+        )
     make_folder(out.parent)
     data = DemonstrationDataModule(
         files, lowdim=DEMONSTRATED_STATE, cameras=(), validation_fraction=0, block_size=sizes.chunk
@@ -161,7 +174,7 @@ def new_smolvla(
             draft,
             numbers=numbers,
             words=words,
-            executed_actions=executed_actions or sizes.chunk,
+            executed_actions=executed_actions,
             steps=steps,
         )
     count = sum(parameter.numel() for parameter in network.parameters())

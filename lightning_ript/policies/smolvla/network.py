@@ -153,7 +153,7 @@ class SmolVLANetwork(FlowNetwork):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, cameras, 3, side, side) -> (B, cameras, tokens, width)."""
-        patches = concatenated(images, self.vlm.vision_model)
+        patches = concatenated(images, lambda each: self.vlm.vision_model(each, self.run))
         return torch.unflatten(self.vlm.connector(patches.flatten(0, 1)), 0, patches.shape[:2])
 
     def embed(self, seen: Seen) -> tuple[Tensor, Tensor]:
