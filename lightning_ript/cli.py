@@ -41,7 +41,7 @@ from lightning_ript.commands.errors import (
     one_sentence_errors,
 )
 from lightning_ript.commands.old_names import with_current_names
-from lightning_ript.console.chatter import leave_out_chatter
+from lightning_ript.console.chatter import leave_out_chatter, leave_out_missing_callbacks
 from lightning_ript.console.progress import EpochLines, NoBar
 from lightning_ript.distributed.sigterm import ending_on_sigterm
 from lightning_ript.distributed.strategies import ShardedStrategy
@@ -307,6 +307,7 @@ class RIPTCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Lets the policy load a checkpoint in a format of its own, which Lightning cannot read."""
+        leave_out_missing_callbacks()
         settings = self.config_init[self.subcommand]
         if settings["ckpt_path"] is not None:
             settings["ckpt_path"] = self.load_published(settings["ckpt_path"])

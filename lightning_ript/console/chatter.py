@@ -20,6 +20,11 @@ _WARNED = (
 )
 
 
+def leave_out_missing_callbacks() -> None:
+    """Where a checkpoint is only evaluated, what its run had for training is rightly missing."""
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+
+
 def leave_out_chatter() -> None:
     """Lets Lightning and torch say what matters here, and no more."""
     for message in _WARNED:
