@@ -145,21 +145,21 @@ class Study:
             f"--run_dir={folder}",
             *settings,
         ]
+        ends = {
+            "before": [f"--config={CONFIGS}/quickstart/before.yaml"],
+            "last": [f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"],
+        }
         before = evaluation_path(folder, "before")
         if not before.exists():
             if baseline is not None and (same := evaluation_path(baseline, "before")).exists():
                 before.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(same, before)
             else:
-                command("validate", *arguments, f"--config={CONFIGS}/quickstart/before.yaml")
+                command("validate", *arguments, *ends["before"])
         done = folder / "done"
         if not done.exists():
             command("fit", *arguments)
             done.touch()
-        ends = {
-            "before": [f"--config={CONFIGS}/quickstart/before.yaml"],
-            "last": [f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"],
-        }
         if not _after(folder).exists():
             command("validate", *arguments, *ends["last"])
         for number in range(1, evaluations):

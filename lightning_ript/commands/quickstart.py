@@ -86,7 +86,7 @@ def steps(seed: int, folder: Path) -> list[Step]:
 
 
 def quickstart(seed: int = 0, run: Path | None = None) -> None:
-    """Runs the main job on one LIBERO-Object task, in about 20 minutes on two quiet cores.
+    """Runs the main job on one LIBERO-Object task, in about 20 minutes on two fast cores.
 
     Every step goes on where it was interrupted, and does nothing when it has been done.
 

@@ -28,6 +28,7 @@ from lightning_ript.policies.lora import (
     layers_within,
     plain_name,
 )
+from lightning_ript.policies.setting_checks import check_choice, check_executed_actions
 from lightning_ript.storage.hub import is_on_hub, local_folder
 from lightning_ript.types import Observation, Task
 
@@ -202,8 +203,7 @@ class FlowPolicy(PolicyAdapter):
             ("ratio", ratio, get_args(Ratio)),
             ("train", train, get_args(Trained)),
         ):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+            check_choice(name, value, choices)
         if lora is not None and train == "vectors":
             raise ValueError(
                 "train is vectors, which leaves no layer to an adapter: leave lora out, or set "
@@ -211,11 +211,7 @@ class FlowPolicy(PolicyAdapter):
             )
         if steps < 1:
             raise ValueError(f"steps is {steps}; it must be 1 or more.")
-        if not 1 <= executed_actions <= network.chunk:
-            raise ValueError(
-                f"executed_actions is {executed_actions}, but a chunk has {network.chunk} actions: "
-                "choose between 1 and that."
-            )
+        check_executed_actions(executed_actions, network.chunk)
         if not noise_level > 0:
             raise ValueError(f"noise_level is {noise_level}; it must be above 0.")
         trained_on = [name for name in published.cameras if "empty_camera" not in name]

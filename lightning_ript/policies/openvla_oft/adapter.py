@@ -29,6 +29,7 @@ from lightning_ript.policies.openvla_oft.model import Forward, OpenVLA
 from lightning_ript.policies.openvla_oft.prompt import PromptTokenizer
 from lightning_ript.policies.openvla_oft.quantization import Quantization
 from lightning_ript.policies.openvla_oft.statistics import load_statistics
+from lightning_ript.policies.setting_checks import check_choice, check_executed_actions
 from lightning_ript.storage.hub import local_folder
 from lightning_ript.types import Observation, Task
 
@@ -84,11 +85,7 @@ class OpenVLAPolicy(PolicyAdapter):
         device: str | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= executed_actions <= CHUNK:
-            raise ValueError(
-                f"executed_actions is {executed_actions}, but a chunk has {CHUNK} actions: choose "
-                "between 1 and that"
-            )
+        check_executed_actions(executed_actions, CHUNK)
         check_choice("forward", forward, get_args(Forward))
         check_choice("precision", precision, get_args(WeightPrecision))
         folder = local_folder(checkpoint, PATTERNS)
@@ -241,16 +238,6 @@ class OpenVLAPolicy(PolicyAdapter):
 
 def _is_idle(name: str, parameter: nn.Parameter) -> bool:
     return ".lora_B." in name and not parameter.any()
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Compares a setting with what it may be.
-
-    Raises:
-        ValueError: It is none of that.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
 def default_device() -> str:

@@ -13,12 +13,13 @@ from torch import Tensor
 from lightning_ript.console.deprecation import renamed
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.policies.openvla_oft import laplace
-from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy, check_choice
+from lightning_ript.policies.openvla_oft.adapter import OpenVLAPolicy
 from lightning_ript.policies.openvla_oft.checkpoint import load_openvla, load_scale_head
 from lightning_ript.policies.openvla_oft.config import ACTION_DIM, CHUNK
 from lightning_ript.policies.openvla_oft.images import crops
 from lightning_ript.policies.openvla_oft.laplace import DimensionAggregation
 from lightning_ript.policies.openvla_oft.model import OpenVLAOFT, Prediction
+from lightning_ript.policies.setting_checks import check_choice
 
 STATE = ("ee_pos", "ee_ori", "gripper_states")  # of a demonstration, by the names in its file
 

@@ -27,6 +27,7 @@ from lightning_ript.policies.flow.lerobot import (
     STATE,
 )
 from lightning_ript.policies.flow.vision import VisionSizes
+from lightning_ript.policies.setting_checks import check_executed_actions
 from lightning_ript.policies.smolvla.network import SmolVLANetwork, SmolVLASizes
 from lightning_ript.storage.files import make_folder, making
 
@@ -147,11 +148,7 @@ def new_smolvla(
         raise FileExistsError(f"{out} is there already: name another folder.")
     if executed_actions is None:
         executed_actions = sizes.chunk
-    if not 1 <= executed_actions <= sizes.chunk:
-        raise ValueError(
-            f"executed_actions is {executed_actions}, but a chunk has {sizes.chunk} actions: "
-            "choose between 1 and that."
-        )
+    check_executed_actions(executed_actions, sizes.chunk)
     make_folder(out.parent)
     data = DemonstrationDataModule(
         files, lowdim=DEMONSTRATED_STATE, cameras=(), validation_fraction=0, block_size=sizes.chunk
