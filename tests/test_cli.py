@@ -68,7 +68,7 @@ def test_help_of_commands(capsys, command):
 def test_the_program_says_one_line_and_no_more(tmp_path):
     """What a user sees in a shell, warnings and usage pages included."""
     command = [sys.executable, "-m", "lightning_ript", "fit", *SHORT, "--modle=3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (

@@ -95,17 +95,19 @@ def test_it_parses(command, names, capsys):
 @pytest.mark.parametrize(
     ("trainer", "numbers"),
     [
-        ("one_gpu", []),
+        pytest.param("one_gpu", [], marks=pytest.mark.slow),
         ("four_gpus_ddp", ["--trainer.devices=2"]),
         ("four_gpus_fsdp2", ["--trainer.devices=2"]),
-        ("two_nodes", ["--trainer.devices=2", "--trainer.num_nodes=1"]),
+        pytest.param(
+            *("two_nodes", ["--trainer.devices=2", "--trainer.num_nodes=1"]), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_trainers_run_without_gpus(trainer, numbers, tmp_path):
     """On two processes of this machine, as there is no other."""
     config = f"--config=configs/trainers/{trainer}.yaml"
     process = start(tmp_path, 1, config, "--trainer.accelerator=cpu", *numbers)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=800)
     assert process.returncode == 0, out + err
     assert (tmp_path / "checkpoints/last.ckpt").is_file()
 

@@ -14,7 +14,7 @@ GEOMS = 42
 @pytest.mark.libero
 def test_pictures_of_random_scenes_are_the_same():
     done = subprocess.run(
-        [sys.executable, PROBE], check=True, timeout=300, capture_output=True, text=True
+        [sys.executable, PROBE], check=True, timeout=800, capture_output=True, text=True
     )
     wrong, views, mirror, drawn = np.loadtxt(done.stdout.splitlines(), dtype=int).T
     assert len(wrong) == 500

@@ -38,7 +38,7 @@ def ended(tmp_path_factory):
             folder = tmp_path_factory.mktemp(f"{name}_{stage}")
             processes[stage] = folder, start(folder, 3, *EVALUATED, *fault(folder, name, stage))
         for stage, (folder, process) in processes.items():
-            said = "".join(process.communicate(timeout=300))
+            said = "".join(process.communicate(timeout=800))
             found[name, stage] = folder, process.returncode, said
     return found
 
@@ -93,7 +93,7 @@ def test_ctrl_c_twice_leaves_nobody_behind(tmp_path):
     for _ in range(2):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.1)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=800)
     assert process.returncode, out + err
     deadline = time.monotonic() + 20
     while members(process.pid) and time.monotonic() < deadline:  # they notice that it has gone

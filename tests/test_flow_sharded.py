@@ -77,7 +77,10 @@ def gradients(run_dir, rank):
     return torch.load(run_dir / f"gradients{rank}.pt", weights_only=True)
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(
+    scope="module",
+    params=["expert", *(pytest.param(way, marks=pytest.mark.slow) for way in list(WAYS)[1:])],
+)
 def runs(request, published, tmp_path_factory):
     """A run of each kind over two iterations, and what one process has after the first."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", *RANKS)}
@@ -116,6 +119,7 @@ def test_after_two_iterations_so_is_the_policy(runs, name):
     assert alone["policy"] == shared["policy"]
 
 
+@pytest.mark.slow
 def test_a_bfloat16_backbone_gives_nearly_the_same_gradient(published, tmp_path):
     one_step = ["--model.passes=1", "--model.episodes_per_minibatch=999"]
     more = ["--model.policy.precision=bfloat16", *one_step]

@@ -97,7 +97,7 @@ def killed(tmp_path_factory):
     late = contexts_taken(history(whole)[:2]) - 1
     more = [re.sub(r"\.number=\d+", f".number={late}", each) for each in more]
     process = start(folder, 3, *more)
-    process.communicate(timeout=120)
+    process.communicate(timeout=800)
     assert len(history(folder)) == 1
     return folder, more, expected, history(whole)
 

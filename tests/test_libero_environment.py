@@ -163,7 +163,7 @@ def _pack(name):
     return build_standins(cache_folder())
 
 
-@pytest.fixture(scope="module", params=["stand-ins", "real"])
+@pytest.fixture(scope="module", params=["real", pytest.param("stand-ins", marks=pytest.mark.slow)])
 def seen(request, tmp_path_factory):
     """What tests/libero_probe.py saw."""
     output = tmp_path_factory.mktemp("probe") / "seen.npz"

@@ -20,7 +20,7 @@ def test_the_notebook_shows_what_it_does(tmp_path):
     said, before = percentages(shown), [kinds(cell) for cell in shown.cells]
     assert not any("stderr" in kind for cell in before for kind in cell)
     where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(shown, timeout=300, kernel_name="python3", resources=where).execute()
+    NotebookClient(shown, timeout=800, kernel_name="python3", resources=where).execute()
     after = [kinds(cell) for cell in shown.cells]
     assert [[kind for kind in cell if "stderr" not in kind] for cell in after] == before
     assert percentages(shown) == pytest.approx(said, abs=5)  # torch rounds as it likes

@@ -107,7 +107,7 @@ def peak(published, run_dir, *more):
     # One arena and no reuse of large blocks: what is measured is what is held.
     steady = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
-        command, env=steady, capture_output=True, text=True, timeout=300, check=False
+        command, env=steady, capture_output=True, text=True, timeout=800, check=False
     )
     assert done.returncode == 0, done.stderr
     (kibi,) = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]

@@ -13,7 +13,7 @@ from lightning_ript.storage.run_directory import adapter_path, scale_head_path
 load_file = pytest.importorskip("safetensors.torch").load_file
 tiny = pytest.importorskip("tiny_openvla")  # needs timm
 RANKS = ["ddp", "fsdp2"]
-FORWARDS = ["prefix_cache", "single_pass"]
+FORWARDS = ["prefix_cache", pytest.param("single_pass", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +155,7 @@ def test_fsdp_leaves_each_rank_half(runs):
     assert all(0.4 * size < each < 0.6 * size for each in held["fsdp2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", FORWARDS[:1], indirect=True)
 def test_one_process_goes_on_from_shards(runs, published, tmp_path):
     finish(start(published, tmp_path, 1, runs["forward"], *on_two("fsdp2")))
@@ -162,6 +163,7 @@ def test_one_process_goes_on_from_shards(runs, published, tmp_path):
     assert_same_run(checkpoint(tmp_path), checkpoint(runs["alone"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", FORWARDS[:1], indirect=True)
 def test_shards_go_on_from_one_process(runs, published, tmp_path):
     shutil.copytree(runs["alone"] / "first", tmp_path, dirs_exist_ok=True)
@@ -188,6 +190,7 @@ def test_a_kl_penalty_goes_with_a_scale_head_that_is_trained_first(published, tm
     assert any(n.startswith("reference.") for n in state)
 
 
+@pytest.mark.slow
 def test_a_scale_head_is_trained_in_shards(published, tmp_path):
     data = "openvla_probe.MadeUpDemonstrations"
     more = [
@@ -213,6 +216,7 @@ def test_a_scale_head_is_trained_in_shards(published, tmp_path):
     torch.testing.assert_close(checkpoint(two)["state_dict"][name], heads[1])
 
 
+@pytest.mark.slow
 def test_a_bfloat16_base_lies_in_shards_beside_a_float32_adapter(published, tmp_path):
     one_step = ["--model.passes=1", "--model.episodes_per_minibatch=999"]
     more = ["--model.policy.precision=bfloat16", *one_step]
@@ -225,6 +229,7 @@ def test_a_bfloat16_base_lies_in_shards_beside_a_float32_adapter(published, tmp_
     assert entry["metrics"]["train/ratio"] == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
 def test_tokens_have_the_gradient_of_one_process(name, tmp_path):
     published = tiny.write_tiny_openvla_tokens(tmp_path / "tokens", dtype=torch.float32)

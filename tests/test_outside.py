@@ -33,7 +33,7 @@ def run(tmp_path, *more):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=800,
         check=False,
     )
 

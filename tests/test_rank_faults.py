@@ -40,7 +40,7 @@ def two_ranks(run_dir, iterations, *more):
 def outcomes(processes):
     """Exit status and what was said, of each."""
     try:
-        said = [process.communicate(timeout=300) for process in processes]
+        said = [process.communicate(timeout=800) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -87,7 +87,7 @@ def test_the_same_command_goes_on(ended):
     assert not (run_dir / ".ranks").exists()
 
 
-@pytest.mark.parametrize("how", ["raise", None])
+@pytest.mark.parametrize("how", ["raise", pytest.param(None, marks=pytest.mark.slow)])
 def test_torchrun(tmp_path, how):
     more = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     more += fault(tmp_path, how, "learning", 1) if how else []
@@ -99,7 +99,7 @@ def test_torchrun(tmp_path, how):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=800,
         check=False,
     )
     said = done.stdout + done.stderr
@@ -108,7 +108,7 @@ def test_torchrun(tmp_path, how):
     assert not how or "lightning-ript: error: The elbow names ../hand" in said
 
 
-@pytest.mark.parametrize("when", ["collecting", "evaluating"])
+@pytest.mark.parametrize("when", ["collecting", pytest.param("evaluating", marks=pytest.mark.slow)])
 def test_a_slow_rank_is_waited_for(tmp_path, when):
     """No collective is open while episodes run: its time-out is half of what this rank sleeps."""
     strategy = "lightning.pytorch.strategies.DDPStrategy"

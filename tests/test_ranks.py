@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
     ]
     process = start(two, ITERATIONS, *SGD, *EVALUATION, *ranks)
     fit(one, ITERATIONS, *SGD, *EVALUATION)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=800)
     assert process.returncode == 0, out + err
     assert "Warning" not in err
     assert "It is recommended" not in err

@@ -28,7 +28,7 @@ def interrupted(tmp_path_factory, uninterrupted):
         run_dir = tmp_path_factory.mktemp(name)
         runs[name] = run_dir, [*SCHEDULE, *interrupting(run_dir, uninterrupted[1][:3], name)]
     processes = {name: start(run_dir, 4, *more) for name, (run_dir, more) in runs.items()}
-    said = {name: process.communicate(timeout=300)[1] for name, process in processes.items()}
+    said = {name: process.communicate(timeout=800)[1] for name, process in processes.items()}
     return {n: (*runs[n], processes[n].returncode, said[n]) for n in runs}
 
 

@@ -93,7 +93,7 @@ def test_in_a_browser(run, tmp_path):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stderr

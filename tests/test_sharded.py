@@ -44,7 +44,7 @@ def watched(run_dir):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=800)
     assert process.returncode == 0, out + err
     assert "Warning" not in err
     return err
@@ -139,6 +139,7 @@ def test_fsdp_leaves_each_rank_half(runs):
         assert 0.4 * size < held < 0.6 * size
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_shards(runs, tmp_path):
     finish(start(tmp_path, 1, *LEARNING, *on_two("fsdp2")))
     assert_same_run(fit(tmp_path, 2, *LEARNING), checkpoint(runs["alone"]))
@@ -161,6 +162,7 @@ def test_validate_repeats_the_evaluation(runs, tmp_path):
     assert result["tasks"] == history(runs["alone"])[-1]["evaluation"]["tasks"]
 
 
+@pytest.mark.slow
 def test_a_critic_and_a_kl_penalty_learn_in_shards(tmp_path):
     critic = "--model=lightning_ript.extensions.critic.CriticModule"
     more = [critic, "--model.init_args.kl_coefficient=0.5"]
@@ -177,6 +179,7 @@ def test_a_critic_and_a_kl_penalty_learn_in_shards(tmp_path):
             assert other["metrics"][f"train/{metric}"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_what_is_frozen_may_be_of_another_dtype(tmp_path, precision):
     one_step = ["--model.init_args.passes=1", "--model.init_args.episodes_per_minibatch=999"]
@@ -217,10 +220,11 @@ def test_lightnings_fsdp_wants_a_gpu(tmp_path, capsys):
     assert "requires a GPU accelerator" in line
 
 
+@pytest.mark.slow
 def test_terminated_shards_end_and_go_on(runs, tmp_path):
     signalled = interrupting(tmp_path, history(runs["alone"])[:2], "SIGTERM")
     process = start(tmp_path, 2, *LEARNING, *on_two("fsdp2"), *signalled)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=800)
     assert process.returncode != 0
     assert "Stopped by SIGTERM" in err
     assert len(history(tmp_path)) == 1, err

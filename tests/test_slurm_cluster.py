@@ -66,6 +66,7 @@ def test_a_job_that_is_preempted_and_out_of_time(cluster, tmp_path):
     assert_same_state(checkpoint(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_a_job_on_two_nodes_of_which_one_dies(cluster, tmp_path):
     """Which rank runs which episode depends on timing, so sums are rounded otherwise."""
     options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10:00"]
@@ -86,6 +87,7 @@ def test_a_job_on_two_nodes_of_which_one_dies(cluster, tmp_path):
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_array_of_seeds(cluster, tmp_path):
     where = f"--run_dir={tmp_path}/seed{{seed}}"
     options = ["--gpus-per-node=0", "--cpus-per-task=1", "--over=seed=0,7"]
@@ -98,6 +100,7 @@ def test_an_array_of_seeds(cluster, tmp_path):
     assert len(successes) == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_is_cancelled_stays_so(cluster, tmp_path):
     options = ["--gpus-per-node=0", "--cpus-per-task=1", "--time=10:00"]
     job = cluster.submit(*options, *TOY, f"--run_dir={tmp_path}")
@@ -121,6 +124,7 @@ def test_a_job_of_which_a_rank_fails_is_not_tried_again(cluster, tmp_path):
     assert "has ended: The elbow names ../hand" in output(tmp_path, job)
 
 
+@pytest.mark.slow
 @pytest.mark.libero
 def test_libero_on_two_nodes(cluster, tmp_path):
     """An untrained policy for two short iterations."""

@@ -214,6 +214,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Report]]:
         yield list(pool.map(run_task, [pack] * count, range(count), [SETTLED] * count))
 
 
+@pytest.mark.slow
 @pytest.mark.libero
 class TestTasks:
     def test_all_ten_load_and_take_the_shipped_states(self, reports: list[Report]) -> None:

@@ -27,7 +27,7 @@ def test_a_run_is_the_same(what, tmp_path):
     environment = {**os.environ, **LEFT_OVER[what]}
     command = [sys.executable, "-m", "lightning_ript", *arguments(tmp_path, 1)]
     process = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=800, check=False
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert len(history(tmp_path)) == 1
@@ -114,7 +114,7 @@ def test_without_places_of_ones_own(what, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=800,
         check=False,
     )
     if what == "a home that cannot be":

@@ -211,7 +211,7 @@ def interrupted(tmp_path_factory, checkpoints):
             preexec_fn=hear_ctrl_c,
         )
         runs[name] = out, given, process
-    said = {name: process.communicate(timeout=300)[1] for name, (*_, process) in runs.items()}
+    said = {name: process.communicate(timeout=800)[1] for name, (*_, process) in runs.items()}
     return {n: (out, given, p.returncode, said[n]) for n, (out, given, p) in runs.items()}
 
 

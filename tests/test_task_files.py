@@ -80,6 +80,7 @@ def test_states_come_from_files_or_are_sampled(task, tmp_path):
     assert min(seeds) >= 2**31, "contexts of training have lower seeds"
 
 
+@pytest.mark.slow
 def test_every_task_of_libero_can_be_given_by_its_file(tmp_path):
     for suite in SUITES:
         folder = str(libero_root() / "bddl_files" / suite)
@@ -208,7 +209,13 @@ OTHERS = {  # suite of LIBERO-PRO: instruction of its first task, number of test
 
 
 @pytest.mark.libero
-@pytest.mark.parametrize("suite", OTHERS)
+@pytest.mark.parametrize(
+    "suite",
+    [
+        "libero_object_task",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS if s != "libero_object_task"),
+    ],
+)
 def test_other_peoples_tasks_run_as_in_libero(suite, tmp_path):
     if not PRO.is_dir():
         pytest.skip(f"LIBERO-PRO's files are not in {PRO}: `make test` fetches them")

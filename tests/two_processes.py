@@ -33,7 +33,7 @@ def begin(arguments, **how):
 def finish(process):
     """Waits for its success and returns what it said on stderr."""
     try:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=800)
     finally:
         with suppress(ProcessLookupError):  # a second rank that waits for the first
             os.killpg(process.pid, signal.SIGKILL)
