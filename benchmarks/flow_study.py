@@ -59,8 +59,8 @@ def main(
             quickstart's policy averages it out, so it is less than the quickstart's.
         epochs: Of SFT.
         iterations: Iterations of RIPT.
-        max_steps: How many an episode may take. The demonstrations take 89 to 106, and what imitates
-            them is often slower, so that there is something to learn: to be as quick.
+        max_steps: How many an episode may take. The demonstrations take 89 to 106, and what
+            imitates them is often slower, so that there is something to learn: to be as quick.
         figure: Where to draw; `out/flow_study.png` when left out.
     """
     settings = {

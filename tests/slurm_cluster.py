@@ -192,7 +192,7 @@ class Cluster:
         self.wait(lambda: self.state(job)["JobState"] == "PENDING", f"job {job} to be queued")
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def wait(self, condition, what, seconds=300):
+    def wait(self, condition, what, seconds=900):
         until = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < until, f"waited in vain for {what}\n{self.logs()}"

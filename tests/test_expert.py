@@ -129,7 +129,7 @@ def test_unknown_names_and_goals_are_refused(scene: tuple[mujoco.MjModel, mujoco
 
 
 @pytest.mark.libero
-@pytest.mark.parametrize("source", ["standins", "real"])
+@pytest.mark.parametrize("source", [pytest.param("standins", marks=pytest.mark.slow), "real"])
 def test_it_succeeds(source: str) -> None:
     """A carton with a roof and a flat box, three resets each; all in `benchmarks/expert.py`."""
     if source == "real" and not REAL_ASSETS.is_dir():

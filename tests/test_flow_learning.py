@@ -9,7 +9,10 @@ from lightning_ript.cli import main
 @pytest.mark.parametrize(
     ("probability", "iterations", "lr", "reached"),
     # Flow-Noise explores with a third of the deviation, and takes several times as long.
-    [("flow_sde", 5, 0.006, 0.65), ("flow_noise", 12, 0.003, 0.5)],
+    [
+        ("flow_sde", 5, 0.006, 0.65),
+        pytest.param("flow_noise", 12, 0.003, 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_it_learns(probability, iterations, lr, reached, tmp_path):
     main(

@@ -10,8 +10,8 @@ from lightning_ript.envs.libero.assets import ASSETS_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 TASKS = {  # arena and what moves in it: suite, task
-    "table-drawers": ("libero_spatial", 4),
     "table-stove": ("libero_goal", 7),
+    "table-drawers": ("libero_spatial", 4),
     "kitchen-microwave": ("libero_10", 9),
     "kitchen-stove": ("libero_90", 20),
     "living-room": ("libero_90", 60),
@@ -20,7 +20,12 @@ TASKS = {  # arena and what moves in it: suite, task
 SHARED = ("table-stove", "kitchen-stove", "living-room")  # scenes of several tasks
 
 
-@pytest.fixture(scope="module", params=TASKS)
+FIRST, *OTHERS = TASKS
+
+
+@pytest.fixture(
+    scope="module", params=[FIRST, *(pytest.param(a, marks=pytest.mark.slow) for a in OTHERS)]
+)
 def seen(request, tmp_path_factory):
     """What tests/arena_probe.py saw of one task."""
     if not (REAL_ASSETS / "scenes").is_dir():

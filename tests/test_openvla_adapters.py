@@ -115,6 +115,7 @@ def peak(published, run_dir, *more):
     return int(kibi) * 1024, sum(file.stat().st_size for file in adapter.iterdir())
 
 
+@pytest.mark.slow
 def test_a_kl_penalty_takes_less_memory_than_the_adapter(larger, tmp_path):
     base = sum(file.stat().st_size for file in larger.glob("*.safetensors")) * 2  # in float32
     plain, adapter = peak(larger, tmp_path / "plain")

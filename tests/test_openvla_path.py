@@ -98,6 +98,7 @@ def test_scale_head_ript_resume_and_validation(made, tmp_path):
     assert (adapter_path(tmp_path, "best") / "openvla_headers.pt").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.libero
 def test_tokens_ript_resume_and_validation(made, tmp_path):
     main(tokens(made, tmp_path, "fit", 1))

@@ -55,8 +55,15 @@ def test_weights_are_rounded(folder, kind, stored, error):
         assert models[1](*tiny.tiny_inputs()).mean.isfinite().all()
 
 
-@pytest.mark.parametrize("forward", ["prefix_cache", "single_pass"])
-@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+@pytest.mark.parametrize(
+    ("kind", "forward"),
+    [
+        ("8bit", "prefix_cache"),
+        ("4bit", "single_pass"),
+        pytest.param("8bit", "single_pass", marks=pytest.mark.slow),
+        pytest.param("4bit", "prefix_cache", marks=pytest.mark.slow),
+    ],
+)
 def test_ript_and_resume(folder, tmp_path, kind, forward):
     arguments = [
         "fit",

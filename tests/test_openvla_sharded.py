@@ -71,7 +71,7 @@ def runs(request, published, tmp_path_factory):
     forward = f"--model.policy.forward={request.param}"
     for name in RANKS:
         finish(start(published, folders[name], 2, forward, *on_two(name)))
-    finish(start(published, folders["alone"], 1, forward))
+    main(arguments(published, folders["alone"], 1, forward))
     shutil.copytree(folders["alone"], folders["alone"] / "first")
     main(arguments(published, folders["alone"], 2, forward))
     return {"forward": forward, **folders}

@@ -55,6 +55,7 @@ def test_it_learns_by_a_yaml_file_alone(tmp_path):
     assert "sides: 2" in text  # as the environment says
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_by_the_config_that_was_saved(tmp_path):
     done = run(tmp_path, "--trainer.max_epochs=1")
     assert done.returncode == 0, done.stderr

@@ -145,6 +145,7 @@ def test_one_process_goes_on_from_shards(runs, tmp_path):
     assert_same_run(fit(tmp_path, 2, *LEARNING), checkpoint(runs["alone"]))
 
 
+@pytest.mark.slow
 def test_shards_go_on_from_one_process(runs, tmp_path):
     shutil.copytree(runs["alone"] / "first", tmp_path, dirs_exist_ok=True)
     finish(start(tmp_path, 2, *LEARNING, *on_two("fsdp2")))

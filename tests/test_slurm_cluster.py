@@ -6,7 +6,7 @@ from fault_probe import fault
 from slurm_cluster import Cluster, missing
 from toy_runs import SGD, assert_same_state, checkpoint, fit, history, weights
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 ITERATIONS = 14
 # There is always something to learn from, for a while.
 LONG = ["--data.init_args.groups_per_iteration=120", "--data.init_args.dynamic_sampling=false"]
@@ -78,7 +78,7 @@ def test_a_job_on_two_nodes_of_which_one_dies(cluster, tmp_path):
     cluster.start_node("n2")
     # Not hastened: meanwhile SLURM tells the node to end the job's first life, again and again
     # until it answers, and would end a second one with it.
-    cluster.wait(lambda: is_over(cluster, job), "the end", 600)
+    cluster.wait(lambda: is_over(cluster, job), "the end")
     assert cluster.state(job)["JobState"] == "COMPLETED", output(tmp_path, job)
     assert [entry["iteration"] for entry in history(tmp_path)] == list(range(1, ITERATIONS + 1))
     whole = fit(tmp_path / "whole", ITERATIONS, *LONG, *SGD)
@@ -139,7 +139,7 @@ def test_libero_on_two_nodes(cluster, tmp_path):
         *("--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"),
         f"--run_dir={tmp_path}",
     )
-    cluster.wait(lambda: is_over(cluster, job), "the end", 300)
+    cluster.wait(lambda: is_over(cluster, job), "the end")
     assert cluster.state(job)["JobState"] == "COMPLETED", output(tmp_path, job)
     assert finished(tmp_path) == 2
     assert "Traceback" not in output(tmp_path, job)

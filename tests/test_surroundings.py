@@ -16,9 +16,10 @@ from lightning_ript.storage.files import cache_folder
 LEFT_OVER = {
     "ranks of another program": {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"},
     "a SLURM allocation": {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "mine"},
-    "a notebook's pictures": {"MPLBACKEND": "module://of_a_notebook"},
-    "no locale": {"LC_ALL": "C", "PYTHONUTF8": "0"},
-    "a seed of hashes": {"PYTHONHASHSEED": "1"},
+    "a notebook's pictures, no locale, a seed of hashes": {
+        **{"MPLBACKEND": "module://of_a_notebook", "LC_ALL": "C", "PYTHONUTF8": "0"},
+        "PYTHONHASHSEED": "1",
+    },
 }
 
 
