@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 # A thread per process: the tests start several processes at once, and results must not depend on
@@ -17,6 +18,8 @@ import torch
 from lightning_ript.types import Context, Rollout, RolloutGroup, Task
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them ignore it, and so would what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -87,7 +87,7 @@ def test_ctrl_c_twice_leaves_nobody_behind(tmp_path):
     """As a terminal sends it: to the whole process group."""
     endless = ["--data.init_args.dynamic_sampling=false", "--data.init_args.num_workers=2"]
     process = begin(arguments(tmp_path, 1000, *endless))
-    until = time.monotonic() + 100
+    until = time.monotonic() + 400
     while not (tmp_path / "checkpoints" / "last.ckpt").exists() and time.monotonic() < until:
         time.sleep(0.05)
     for _ in range(2):
