@@ -45,7 +45,6 @@ def main(
     noise: float = 0.05,
     epochs: int = 30,
     iterations: int = 20,
-    max_steps: int = 104,
     figure: Path | None = None,
 ) -> None:
     """Runs the study, prints a table and draws a figure.
@@ -59,8 +58,6 @@ def main(
             quickstart's policy averages it out, so it is less than the quickstart's.
         epochs: Of SFT.
         iterations: Iterations of RIPT.
-        max_steps: How many an episode may take. The demonstrations take 89 to 106, and what
-            imitates them is often slower, so that there is something to learn: to be as quick.
         figure: Where to draw; `out/flow_study.png` when left out.
     """
     settings = {
@@ -68,7 +65,6 @@ def main(
         "noise": noise,
         "epochs": epochs,
         "iterations": iterations,
-        "max_steps": max_steps,
     }
     study = Study(out, [0], settings)
     for seed in seeds:
@@ -85,7 +81,6 @@ def main(
                 configs=[f"{SMALL}/ript.yaml", f"{SMALL}/policy.yaml"],
                 settings=[
                     *policy,
-                    f"--data.init_args.environment.init_args.max_steps={max_steps}",
                     f"--model.init_args.policy.init_args.weights={weights}",
                     *WAYS[way],
                 ],
