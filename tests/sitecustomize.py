@@ -1,4 +1,4 @@
-"""Halves the time that the tests' processes take to start; Python itself imports this module.
+"""Makes the tests' processes start a third sooner; Python itself imports this module.
 
 torchmetrics, which Lightning imports, loads SciPy, Matplotlib, torchvision and transformers where
 they are installed, for metrics that nothing here uses. Here it finds none of them.

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from slow_cases import first_and_slow
 
 from lightning_ript.envs.libero.standins import build_standins
 
@@ -40,7 +41,7 @@ def test_both_schedules_take_the_same_steps(tmp_path, padding):
     assert "decision steps/s" in printed
 
 
-@pytest.mark.parametrize("size", ["small", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", first_and_slow(["small", "full"]))
 def test_openvla_oft_has_the_published_sizes(tmp_path, size):
     pytest.importorskip("timm")
     few = ["--batch_sizes=[2]", "--microbatches=[1,2]", "--rounds=1", "--device=cpu"]
@@ -56,10 +57,7 @@ def test_openvla_oft_has_the_published_sizes(tmp_path, size):
         assert all_positive([*each["decisions_per_second"].values(), each["peak_memory_mib"]])
 
 
-@pytest.mark.parametrize(
-    "storage",
-    ["contiguous", *(pytest.param(s, marks=pytest.mark.slow) for s in ("gzip", "sparse"))],
-)
+@pytest.mark.parametrize("storage", first_and_slow(["contiguous", "gzip", "sparse"]))
 def test_the_loader_of_demonstrations(tmp_path, storage):
     size = ["--tasks=2", "--demonstrations=2", "--image_size=16", "--batch_size=8"]
     output = tmp_path / "demonstrations.json"

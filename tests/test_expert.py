@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 import pytest
 from real_assets import REAL_ASSETS
+from slow_cases import first_and_slow
 
 from lightning_ript.envs.libero.expert import PickPlaceExpert, Shape, Stage
 
@@ -129,7 +130,7 @@ def test_unknown_names_and_goals_are_refused(scene: tuple[mujoco.MjModel, mujoco
 
 
 @pytest.mark.libero
-@pytest.mark.parametrize("source", [pytest.param("standins", marks=pytest.mark.slow), "real"])
+@pytest.mark.parametrize("source", first_and_slow(["real", "standins"]))
 def test_it_succeeds(source: str) -> None:
     """A carton with a roof and a flat box, three resets each; all in `benchmarks/expert.py`."""
     if source == "real" and not REAL_ASSETS.is_dir():

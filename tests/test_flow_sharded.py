@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from slow_cases import first_and_slow
 from test_hdf5 import SETTINGS, episode
 from two_processes import begin, finish, on_two, strayed
 
@@ -77,10 +78,7 @@ def gradients(run_dir, rank):
     return torch.load(run_dir / f"gradients{rank}.pt", weights_only=True)
 
 
-@pytest.fixture(
-    scope="module",
-    params=["expert", *(pytest.param(way, marks=pytest.mark.slow) for way in list(WAYS)[1:])],
-)
+@pytest.fixture(scope="module", params=first_and_slow(WAYS))
 def runs(request, published, tmp_path_factory):
     """A run of each kind over two iterations, and what one process has after the first."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", *RANKS)}

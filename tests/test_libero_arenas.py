@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from real_assets import REAL_ASSETS, run_probe
+from slow_cases import first_and_slow
 
 from lightning_ript.envs.libero.assets import ASSETS_VARIABLE
 
@@ -20,12 +21,7 @@ TASKS = {  # arena and what moves in it: suite, task
 SHARED = ("table-stove", "kitchen-stove", "living-room")  # scenes of several tasks
 
 
-FIRST, *OTHERS = TASKS
-
-
-@pytest.fixture(
-    scope="module", params=[FIRST, *(pytest.param(a, marks=pytest.mark.slow) for a in OTHERS)]
-)
+@pytest.fixture(scope="module", params=first_and_slow(TASKS))
 def seen(request, tmp_path_factory):
     """What tests/arena_probe.py saw of one task."""
     if not (REAL_ASSETS / "scenes").is_dir():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from real_assets import REAL_ASSETS, run_probe
+from slow_cases import first_and_slow
 
 from lightning_ript.envs.libero import LiberoSpec, graphics
 from lightning_ript.envs.libero.assets import ASSETS_VARIABLE, FOLDERS, cache_folder
@@ -163,7 +164,7 @@ def _pack(name):
     return build_standins(cache_folder())
 
 
-@pytest.fixture(scope="module", params=["real", pytest.param("stand-ins", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=first_and_slow(["real", "stand-ins"]))
 def seen(request, tmp_path_factory):
     """What tests/libero_probe.py saw."""
     output = tmp_path_factory.mktemp("probe") / "seen.npz"

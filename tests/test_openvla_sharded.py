@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from slow_cases import first_and_slow
 from two_processes import begin, finish, on_two, strayed
 
 from lightning_ript.cli import main
@@ -13,7 +14,7 @@ from lightning_ript.storage.run_directory import adapter_path, scale_head_path
 load_file = pytest.importorskip("safetensors.torch").load_file
 tiny = pytest.importorskip("tiny_openvla")  # needs timm
 RANKS = ["ddp", "fsdp2"]
-FORWARDS = ["prefix_cache", pytest.param("single_pass", marks=pytest.mark.slow)]
+FORWARDS = first_and_slow(["prefix_cache", "single_pass"])
 
 
 @pytest.fixture(scope="module")

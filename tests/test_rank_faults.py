@@ -9,6 +9,7 @@ import time
 
 import pytest
 from fault_probe import fault
+from slow_cases import first_and_slow
 from toy_runs import EVALUATED, arguments, history
 from two_processes import ROOT, begin
 
@@ -87,7 +88,7 @@ def test_the_same_command_goes_on(ended):
     assert not (run_dir / ".ranks").exists()
 
 
-@pytest.mark.parametrize("how", ["raise", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", first_and_slow(["raise", None]))
 def test_torchrun(tmp_path, how):
     more = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     more += fault(tmp_path, how, "learning", 1) if how else []
@@ -108,7 +109,7 @@ def test_torchrun(tmp_path, how):
     assert not how or "lightning-ript: error: The elbow names ../hand" in said
 
 
-@pytest.mark.parametrize("when", ["collecting", pytest.param("evaluating", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", first_and_slow(["collecting", "evaluating"]))
 def test_a_slow_rank_is_waited_for(tmp_path, when):
     """No collective is open while episodes run: its time-out is half of what this rank sleeps."""
     strategy = "lightning.pytorch.strategies.DDPStrategy"

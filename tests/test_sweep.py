@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import fit, hear_ctrl_c, refusal
+from toy_runs import fit, refusal
 from two_processes import ROOT
 
 from lightning_ript.cli import main
@@ -208,7 +208,6 @@ def interrupted(tmp_path_factory, checkpoints):
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=hear_ctrl_c,
         )
         runs[name] = out, given, process
     said = {name: process.communicate(timeout=800)[1] for name, (*_, process) in runs.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from real_assets import REAL_ASSETS, run_probe
+from slow_cases import first_and_slow
 
 from lightning_ript.envs.libero import LiberoSpec
 from lightning_ript.envs.libero.assets import ASSETS_VARIABLE
@@ -198,8 +199,8 @@ def test_pickles_that_run_something_are_refused(tmp_path):
 
 PRO = Path(sys.prefix) / "libero-pro" / "libero" / "libero"
 OTHERS = {  # suite of LIBERO-PRO: instruction of its first task, number of test states
-    "libero_goal_swap": ("open the middle layer of the drawer", 50),
     "libero_object_task": ("pick the cream cheese and place it in the basket", 50),
+    "libero_goal_swap": ("open the middle layer of the drawer", 50),
     "libero_spatial_with_milk": (
         "pick the akita black bowl between the plate and the ramekin and place it on the plate",
         10,
@@ -209,13 +210,7 @@ OTHERS = {  # suite of LIBERO-PRO: instruction of its first task, number of test
 
 
 @pytest.mark.libero
-@pytest.mark.parametrize(
-    "suite",
-    [
-        "libero_object_task",
-        *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS if s != "libero_object_task"),
-    ],
-)
+@pytest.mark.parametrize("suite", first_and_slow(OTHERS))
 def test_other_peoples_tasks_run_as_in_libero(suite, tmp_path):
     if not PRO.is_dir():
         pytest.skip(f"LIBERO-PRO's files are not in {PRO}: `make test` fetches them")

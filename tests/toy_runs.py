@@ -1,7 +1,6 @@
 """Short runs of configs/toy.yaml through the command line."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,7 @@ def fit(run_dir, iterations, *more):
 def start(run_dir, iterations, *more, command="fit"):
     """Runs as a user's shell would."""
     typed = arguments(run_dir, iterations, *more, command=command)
-    return begin(typed, start_new_session=False, preexec_fn=hear_ctrl_c)
-
-
-def hear_ctrl_c():
-    """In a child process: a shell's background jobs inherit that Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return begin(typed, start_new_session=False)
 
 
 def refusal(capsys, *typed):
