@@ -165,7 +165,7 @@ class CriticModule(RIPTLightningModule):
         self, policy: PolicyAdapter, critic: CriticConfig = DEFAULT_CRITIC, **settings: Any
     ) -> None:
         super().__init__(policy, **settings)
-        self.critic = Critic(_features_of(policy).feature_size, critic)
+        self.critic = Critic(features_of(policy).feature_size, critic)
         self.watched.add_metrics({"value_loss": MeanMetric()})
         self.explained_variance = ExplainedVariance()
 
@@ -226,7 +226,7 @@ class CriticModule(RIPTLightningModule):
 
     @torch.no_grad()
     def _features(self, record: dict[str, Tensor]) -> Tensor:
-        policy = _features_of(self.policy)
+        policy = features_of(self.policy)
         features = policy.features(record)
         size, width = len(next(iter(record.values()))), policy.feature_size
         if features.shape != (size, width):
@@ -241,7 +241,12 @@ class CriticModule(RIPTLightningModule):
         return {**super().learning_metrics(), "explained_variance": self.explained_variance}
 
 
-def _features_of(policy: PolicyAdapter) -> DecisionFeatures:
+def features_of(policy: PolicyAdapter) -> DecisionFeatures:
+    """The policy, if it has features.
+
+    Raises:
+        TypeError: It has none.
+    """
     if not isinstance(policy, DecisionFeatures):
         raise TypeError(
             f"{type(policy).__name__} has no features that a critic could judge decisions by: use "

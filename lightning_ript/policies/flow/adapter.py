@@ -329,6 +329,15 @@ class FlowPolicy(PolicyAdapter):
         """Scores the noisy transitions of N recorded decisions."""
         return self._score(self.encoded(record), record)
 
+    @property
+    def feature_size(self) -> int:
+        """The state."""
+        return self.published.state_size
+
+    def features(self, record: dict[str, Tensor]) -> Tensor:
+        """The normalized state, (N, n): much of the outcome shows in it, at no cost."""
+        return record["state"]
+
     def recorded_actions(self, record: dict[str, Tensor]) -> Tensor:
         """The normalized actions that were executed."""
         return record["actions"]
