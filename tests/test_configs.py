@@ -46,7 +46,7 @@ COMMANDS = [
     *[
         ("fit", [*below, f"ablations/{name}"])
         for below in (["toy"], QUICKSTART)
-        for name in ("critic", "no_dynamic_sampling", "initial_state_noise")
+        for name in ("critic", "fitted_values", "no_dynamic_sampling", "initial_state_noise")
     ],
     *[
         ("fit", ["openvla_oft/ript", f"openvla_oft/{suite}", *more])

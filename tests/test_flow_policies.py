@@ -136,6 +136,18 @@ def test_only_the_expert_learns_by_default():
 
 
 @pytest.mark.parametrize("kind", CLASSES)
+def test_a_critic_sees_the_state(kind):
+    policy = load(kind)
+    policy.prepare(TASKS)
+    record = policy.act(observations(), TASKS, None).record
+    features = policy.features(record)
+    assert features.shape == (3, policy.feature_size)
+    assert torch.equal(
+        features, policy.inputs(observations(), [t.language for t in TASKS])["state"]
+    )
+
+
+@pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("probability", ["flow_sde", "flow_noise"])
 def test_vectors_alone_learn(kind, probability):
     policy = load(kind, steps=3, train="vectors", probability=probability)
