@@ -190,3 +190,14 @@ def test_the_check_of_a_gpu_runs_on_a_cpu(tmp_path):
     for part in ("machine", "smolvla", "openvla_oft", "pictures", "QueST, learning", "two ranks"):
         assert part in names, part
     assert "Without a GPU: small sizes" in printed
+
+
+def test_fitted_values_make_a_gradient_less_noisy(capsys):
+    script("gradient_variance.py", "[--config=configs/toy.yaml]")
+    printed = capsys.readouterr().out
+    found = numbers(printed[printed.index("| decisions judged by") :])
+    leave_one_out, *fitted = found.values()
+    assert leave_one_out == 1
+    # Less as values are trusted more.
+    assert [0.9, *fitted] == sorted([0.9, *fitted], reverse=True)
+    assert min(fitted) > 0

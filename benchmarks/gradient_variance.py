@@ -1,0 +1,99 @@
+"""How noisy a policy gradient is, by how decisions are judged: leave-one-out or fitted values.
+
+python benchmarks/gradient_variance.py [--groups 16] "[--config=FILE, ..., --NAME=VALUE, ...]"
+
+What is in brackets is what `lightning-ript fit` would take, for a policy with features. The policy
+collects one iteration and learns nothing. For each way of judging decisions every kept group gives
+a gradient of its own; the table says how much these differ from one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import torch
+from jsonargparse import auto_cli
+from measuring.report import table
+from torch import Tensor
+
+from lightning_ript.advantages import group_advantages
+from lightning_ript.cli import main as lightning_ript
+from lightning_ript.extensions.fitted_values import FittedValueModule
+from lightning_ript.minibatches import flatten
+from lightning_ript.types import Experience, RolloutGroup
+
+LAMBDAS = (1.0, 0.95, 0.9, 0.8)
+
+
+class Measuring(FittedValueModule):
+    """Measures in place of learning."""
+
+    rows: ClassVar[list[list[object]]] = []
+    seen: ClassVar[str] = ""
+
+    def plan(self, experience: Experience) -> Any:
+        """Ends the run after its first iteration."""
+        self.trainer.should_stop = True
+        groups = experience.groups
+        decisions = flatten(groups)
+        judged = {"leave_one_out": group_advantages("leave_one_out", groups)}
+        for value in LAMBDAS:
+            self.values = replace(self.values, gae_lambda=value)
+            judged[f"fitted values, λ = {value}"] = self.judge(groups, decisions).advantages
+        explained = float(self.explained_variance.compute())
+        learning = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
+        Measuring.seen = (
+            f"{len(groups)} groups, {len(decisions)} decisions, {learning} parameters; the values "
+            f"tell {explained:.0%} of the outcomes' variance."
+        )
+        gradients = self.gradients(groups, torch.stack(list(judged.values())))
+        variances = gradients.var(dim=1).sum(-1)
+        for name, variance in zip(judged, variances, strict=True):
+            Measuring.rows.append([name, f"{float(variance / variances[0]):.2f}"])
+        return []
+
+    def gradients(self, groups: Sequence[RolloutGroup], advantages: Tensor) -> Tensor:
+        """Of W ways' advantages (W, N) for the decisions of G groups, (W, G, parameters)."""
+        learning = [p for p in self.policy.parameters() if p.requires_grad]
+        found, start = [], 0
+        for group in groups:
+            record = flatten([group]).record
+            with torch.enable_grad():
+                log_probs, _ = self.policy.log_prob(record)
+                own = advantages[:, start : start + len(log_probs)]
+                losses = own @ log_probs.sum(-1)
+            each = [torch.autograd.grad(loss, learning, retain_graph=True) for loss in losses]
+            found.append(torch.stack([torch.cat([g.flatten() for g in way]) for way in each]))
+            start += len(log_probs)
+        return torch.stack(found, dim=1)
+
+
+def main(fit: list[str], groups: int = 16) -> None:
+    """Collects, measures and prints a table.
+
+    Args:
+        fit: Arguments of `lightning-ript fit`.
+        groups: Groups to keep.
+    """
+    with TemporaryDirectory() as folder:
+        lightning_ript(
+            [
+                "fit",
+                *fit,
+                f"--model={Measuring.__module__}.{Measuring.__qualname__}",
+                f"--data.groups_per_iteration={groups}",
+                f"--data.max_contexts={10 * groups}",
+                "--trainer.limit_val_batches=0",
+                "--trainer.max_epochs=1",
+                f"--run_dir={folder}",
+            ]
+        )
+    print(Measuring.seen)
+    print(table(["decisions judged by", "variance of the gradient"], Measuring.rows))
+
+
+if __name__ == "__main__":
+    auto_cli(main)
