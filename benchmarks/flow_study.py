@@ -27,13 +27,7 @@ SMALL = f"--config={CONFIGS}/smolvla/small"
 EVALUATIONS = 3
 WAYS = {
     "Flow-SDE": [],
-    # Its deviations are a quarter of Flow-SDE's in the first step: the same step would change the
-    # policy more, and it takes more of them to explore.
-    "Flow-Noise": [
-        "--model.init_args.policy.init_args.probability=flow_noise",
-        "--model.init_args.policy.init_args.steps=5",
-        "--model.init_args.optimizer.init_args.lr=1.0e-3",
-    ],
+    "Flow-Noise": ["--model.init_args.policy.init_args.probability=flow_noise"],
 }
 
 
