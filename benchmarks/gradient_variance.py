@@ -10,9 +10,8 @@ a gradient of its own; the table says how much these differ from one another.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from lightning_ript.advantages import group_advantages
 from lightning_ript.cli import main as lightning_ript
-from lightning_ript.extensions.fitted_values import FittedValueModule
+from lightning_ript.extensions.fitted_values import FittedValueModule, advantages_of
 from lightning_ript.minibatches import flatten
 from lightning_ript.types import Experience, RolloutGroup
 
@@ -31,28 +30,26 @@ LAMBDAS = (1.0, 0.95, 0.9, 0.8)
 class Measuring(FittedValueModule):
     """Measures in place of learning."""
 
-    rows: ClassVar[list[list[object]]] = []
-    seen: ClassVar[str] = ""
-
     def plan(self, experience: Experience) -> Any:
-        """Ends the run after its first iteration."""
+        """Prints the table and ends the run."""
         self.trainer.should_stop = True
         groups = experience.groups
         decisions = flatten(groups)
-        judged = {"leave_one_out": group_advantages("leave_one_out", groups)}
-        for value in LAMBDAS:
-            self.values = replace(self.values, gae_lambda=value)
-            judged[f"fitted values, λ = {value}"] = self.judge(groups, decisions).advantages
-        explained = float(self.explained_variance.compute())
+        rollouts, values = self.fitted(groups, decisions)
+        judged = {"leave_one_out": group_advantages("leave_one_out", groups)} | {
+            f"fitted values, λ = {lam}": advantages_of(rollouts, values, lam) for lam in LAMBDAS
+        }
         learning = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
-        Measuring.seen = (
-            f"{len(groups)} groups, {len(decisions)} decisions, {learning} parameters; the values "
-            f"tell {explained:.0%} of the outcomes' variance."
-        )
         gradients = self.gradients(groups, torch.stack(list(judged.values())))
         variances = gradients.var(dim=1).sum(-1)
-        for name, variance in zip(judged, variances, strict=True):
-            Measuring.rows.append([name, f"{float(variance / variances[0]):.2f}"])
+        relative = (f"{ratio:.2f}" for ratio in (variances / variances[0]).tolist())
+        print(f"{len(groups)} groups, {len(decisions)} decisions, {learning} parameters")
+        print(
+            table(
+                ["decisions judged by", "variance of the gradient"],
+                zip(judged, relative, strict=True),
+            )
+        )
         return []
 
     def gradients(self, groups: Sequence[RolloutGroup], advantages: Tensor) -> Tensor:
@@ -72,7 +69,7 @@ class Measuring(FittedValueModule):
 
 
 def main(fit: list[str], groups: int = 16) -> None:
-    """Collects, measures and prints a table.
+    """Collects and measures.
 
     Args:
         fit: Arguments of `lightning-ript fit`.
@@ -91,8 +88,6 @@ def main(fit: list[str], groups: int = 16) -> None:
                 f"--run_dir={folder}",
             ]
         )
-    print(Measuring.seen)
-    print(table(["decisions judged by", "variance of the gradient"], Measuring.rows))
 
 
 if __name__ == "__main__":

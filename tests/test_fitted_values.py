@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_critic import BlindPolicy, judge, toy_group
+from test_critic import TIMES, BlindPolicy, judge, toy_group
 from toy_runs import SGD, assert_same_state, checkpoint, fit, history, start, weights
 
 import lightning_ript.extensions.fitted_values as fitted_values
@@ -19,7 +19,6 @@ from lightning_ript.minibatches import flatten
 from lightning_ript.policies.toy import ToyPolicy
 
 FITTED = ["--config=configs/ablations/fitted_values.yaml"]
-TIMES = {"time/collecting", "time/learning", "rollout/episodes_per_second"}
 START, GOOD, BAD = torch.eye(3)
 
 
@@ -41,7 +40,7 @@ def test_values_are_the_probability_of_success():
     values = cross_fitted_values(rollouts, ValueFit(folds=2))
     at_start = torch.stack([value[0] for value in values])
     after = torch.stack([value[1] for value in values])
-    good = torch.stack([torch.equal(r.features[1], GOOD) * torch.ones(()) for r in rollouts]) > 0
+    good = torch.tensor([torch.equal(r.features[1], GOOD) for r in rollouts])
     assert at_start.mean() == pytest.approx(0.5, abs=0.05)
     assert after[good].mean() == pytest.approx(0.75, abs=0.08)
     assert after[~good].mean() == pytest.approx(0.25, abs=0.08)

@@ -214,27 +214,15 @@ class CriticModule(RIPTLightningModule):
             record = decisions[start : start + sum(lengths)].record
             record = {name: value.to(self.device) for name, value in record.items()}
             with self.trainer.precision_plugin.forward_context():
-                values = self.critic.values(self._features(record)).cpu()
+                values = self.critic.values(decision_features(self.policy, record)).cpu()
             yield from values.split(lengths)
             start += sum(lengths)
 
     def auxiliary_losses(self, batch: Minibatch) -> dict[str, Tensor]:
         """The critic's loss at each decision, the same at each of its tokens (N, T)."""
-        features = self._features(batch.record)
+        features = decision_features(self.policy, batch.record)
         losses = self.critic.losses(features, batch.targets[_RETURNS])
         return {"value_loss": losses.unsqueeze(-1).expand_as(batch.weights)}
-
-    @torch.no_grad()
-    def _features(self, record: dict[str, Tensor]) -> Tensor:
-        policy = features_of(self.policy)
-        features = policy.features(record)
-        size, width = len(next(iter(record.values()))), policy.feature_size
-        if features.shape != (size, width):
-            raise ValueError(
-                f"{type(policy).__name__}'s features are {tuple(features.shape)}, not ({size}, "
-                f"feature_size {width})"
-            )
-        return features
 
     def learning_metrics(self) -> dict[str, Metric]:
         """With how much of the outcomes' variance the values had told before."""
@@ -253,6 +241,25 @@ def features_of(policy: PolicyAdapter) -> DecisionFeatures:
             "RIPTLightningModule without a critic, or implement feature_size and features."
         )
     return policy
+
+
+@torch.no_grad()
+def decision_features(policy: PolicyAdapter, record: dict[str, Tensor]) -> Tensor:
+    """What a critic sees of recorded decisions, (N, F).
+
+    Raises:
+        TypeError: The policy has no features.
+        ValueError: They have another shape than it says.
+    """
+    seeing = features_of(policy)
+    features = seeing.features(record)
+    size, width = len(next(iter(record.values()))), seeing.feature_size
+    if features.shape != (size, width):
+        raise ValueError(
+            f"{type(policy).__name__}'s features are {tuple(features.shape)}, not ({size}, "
+            f"feature_size {width})"
+        )
+    return features
 
 
 def concatenate(parts: Iterable[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ of it away, and keeps nothing from one iteration to the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from torchmetrics import ExplainedVariance, Metric
 
 from lightning_ript.distributed.exchange import gather_objects
-from lightning_ript.extensions.critic import concatenate, features_of, generalized_advantages
+from lightning_ript.extensions.critic import (
+    concatenate,
+    decision_features,
+    discounted_success,
+    features_of,
+    generalized_advantages,
+)
 from lightning_ript.module import RIPTLightningModule
 from lightning_ript.policies.base import PolicyAdapter
 from lightning_ript.types import DecisionBatch, RolloutGroup
@@ -111,7 +117,9 @@ def cross_fitted_values(rollouts: Sequence[Ended], fit: ValueFit) -> list[Tensor
     return list(values.split(lengths.tolist()))
 
 
-def _fitted(features: Tensor, outcomes: Tensor, fit: ValueFit, seed: int) -> Any:
+def _fitted(
+    features: Tensor, outcomes: Tensor, fit: ValueFit, seed: int
+) -> Callable[[Tensor], Tensor]:
     """A function from features (N, F) to values (N,)."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
@@ -132,6 +140,14 @@ def _fitted(features: Tensor, outcomes: Tensor, fit: ValueFit, seed: int) -> Any
                 optimizer.step()
     net.requires_grad_(False)
     return lambda x: net(x).squeeze(-1).sigmoid()
+
+
+def advantages_of(rollouts: Sequence[Ended], values: Sequence[Tensor], lam: float) -> Tensor:
+    """The advantages of all decisions of rollouts with these values, (N,) float32."""
+    return concatenate(
+        generalized_advantages(value, rollout.success, 1.0, lam)
+        for value, rollout in zip(values, rollouts, strict=True)
+    )
 
 
 class FittedValueModule(RIPTLightningModule):
@@ -159,28 +175,31 @@ class FittedValueModule(RIPTLightningModule):
 
     def judge(self, groups: Sequence[RolloutGroup], decisions: DecisionBatch) -> DecisionBatch:
         """Judges each decision by how the values went on after it."""
+        rollouts, values = self.fitted(groups, decisions)
+        outcomes = [discounted_success(len(r.features), r.success, 1.0) for r in rollouts]
+        self.explained_variance.update(
+            concatenate(values).to(self.device), concatenate(outcomes).to(self.device)
+        )
+        return replace(
+            decisions, advantages=advantages_of(rollouts, values, self.values.gae_lambda)
+        )
+
+    def fitted(
+        self, groups: Sequence[RolloutGroup], decisions: DecisionBatch
+    ) -> tuple[list[Ended], list[Tensor]]:
+        """This rank's rollouts, and their values (D,); every rank has to call it."""
         mine = list(self._ended(groups, decisions))
         everyone = sorted(chain(*gather_objects(mine)), key=lambda r: (r.number, r.k))
         fitted = cross_fitted_values(everyone, self.values)
         of = {(r.number, r.k): values for r, values in zip(everyone, fitted, strict=True)}
-        values = [of[rollout.number, rollout.k] for rollout in mine]
-        outcomes = [torch.full((len(r.features),), float(r.success)) for r in mine]
-        self.explained_variance.update(
-            concatenate(values).to(self.device), concatenate(outcomes).to(self.device)
-        )
-        advantages = concatenate(
-            generalized_advantages(value, rollout.success, 1.0, self.values.gae_lambda)
-            for value, rollout in zip(values, mine, strict=True)
-        )
-        return replace(decisions, advantages=advantages)
+        return mine, [of[rollout.number, rollout.k] for rollout in mine]
 
-    @torch.no_grad()
     def _ended(self, groups: Sequence[RolloutGroup], decisions: DecisionBatch) -> Iterator[Ended]:
         start = 0
         for rollout in (rollout for group in groups for rollout in group.rollouts):
             record = decisions[start : start + rollout.decisions].record
             record = {name: value.to(self.device) for name, value in record.items()}
-            features = features_of(self.policy).features(record).float().cpu()
+            features = decision_features(self.policy, record).float().cpu()
             yield Ended(rollout.context.index, rollout.k, rollout.success, features)
             start += rollout.decisions
 

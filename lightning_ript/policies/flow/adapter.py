@@ -331,7 +331,7 @@ class FlowPolicy(PolicyAdapter):
 
     @property
     def feature_size(self) -> int:
-        """The state."""
+        """Numbers of a state, n."""
         return self.published.state_size
 
     def features(self, record: dict[str, Tensor]) -> Tensor:
