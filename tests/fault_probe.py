@@ -1,6 +1,5 @@
 """A callback by which a run harms itself at a chosen moment, once."""
 
-import itertools
 import os
 import signal
 import time
@@ -9,8 +8,7 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ript.storage.files import below
-
-SOME = 15  # acts, after which the toy has finished a group
+from lightning_ript.storage.run_directory import journals_path
 
 
 class Fault(Callback):
@@ -40,10 +38,10 @@ class Fault(Callback):
 
     def setup(self, trainer, pl_module, stage):
         policy = pl_module.policy
-        act, acts = policy.act, itertools.count()
+        act = policy.act
 
         def acting(*arguments, **named):
-            if trainer.training and trainer.current_epoch >= 1 and next(acts) == SOME:
+            if trainer.training and _has_finished_a_group(trainer):
                 self._now(trainer, "collecting")
             return act(*arguments, **named)
 
@@ -58,6 +56,12 @@ class Fault(Callback):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         self._now(trainer, "saving")
+
+
+def _has_finished_a_group(trainer):
+    """Whether some rank has, in this iteration: what is resumed then finds a group."""
+    groups = f"iteration{trainer.current_epoch}_*/group_*.pt"
+    return any(journals_path(trainer.default_root_dir).glob(groups))
 
 
 def fault(run_dir, how, when, rank=0):
