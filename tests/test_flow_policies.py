@@ -30,7 +30,6 @@ TASKS = [
 ]
 WAYS = {
     "one": {},
-    "first": {"noisy_steps": "first"},
     "all": {"noisy_steps": "all", "ratio": "action"},
     "noise": {"probability": "flow_noise", "ratio": "dimension"},
 }
@@ -87,19 +86,6 @@ def test_the_noisy_step_is_drawn_evenly_and_shared_by_a_decision():
     policy.exploring = True
     assert torch.equal(record["before"], plain["before"])
     assert (record["after"] != plain["after"]).flatten(1).any(1).all()
-
-
-def test_only_the_first_step_is_noisy():
-    policy = load("smolvla", steps=4, noisy_steps="first")
-    policy.prepare(TASKS)
-    noise = torch.rand(3, *policy.noise_shape, generator=torch.Generator().manual_seed(0))
-    noisy = policy.act(observations(), TASKS, noise).record
-    assert noisy["step"].tolist() == [0, 0, 0]
-    policy.exploring = False
-    plain = policy.act(observations(), TASKS, noise).record
-    assert torch.equal(noisy["before"], plain["before"])
-    assert (noisy["after"] != plain["after"]).flatten(1).any(1).all()
-    assert (noisy["actions"] != plain["actions"]).flatten(1).any(1).all()
 
 
 def test_without_exploring_noise_decides_where_denoising_starts():

@@ -19,7 +19,7 @@ TINY = SmallSizes(
 )
 WAYS = {
     "expert": ["--model.policy.gradient_checkpointing=true"],
-    "vectors": ["--model.policy.train=vectors", "--model.policy.noisy_steps=first"],
+    "vectors": ["--model.policy.train=vectors"],
     "everything": [
         "--model.policy.train=everything",
         "--model.policy.probability=flow_noise",

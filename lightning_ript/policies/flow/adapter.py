@@ -33,7 +33,7 @@ from lightning_ript.storage.hub import is_on_hub, local_folder
 from lightning_ript.types import Observation, Task
 
 Probability = Literal["flow_sde", "flow_noise"]
-NoisySteps = Literal["one", "first", "all"]
+NoisySteps = Literal["one", "all"]
 Trained = Literal["expert", "vectors", "everything"]
 WeightPrecision = Literal["float32", "bfloat16"]
 Density = tuple[Tensor, Tensor]
@@ -151,8 +151,7 @@ class FlowPolicy(PolicyAdapter):
         probability: `flow_sde` or `flow_noise`; see `transitions`.
         noise_level: a of Flow-SDE.
         noisy_steps: Of Flow-SDE: `one` step of each decision, drawn evenly, is noisy, and the
-            others are plain; or it is always the `first` one, whose noise the others denoise; or
-            `all` are, and the log-probability is the mean over them.
+            others are plain; or `all` are, and the log-probability is the mean over them.
         ratio: What has a ratio of probabilities of its own: a `chunk`, an `action`, a `dimension`.
         train: The action `expert` and its projections, for which the prefix needs no gradient;
             their `vectors` alone, biases and scales of norms (BitFit, Ben Zaken et al. 2022), which
@@ -224,7 +223,7 @@ class FlowPolicy(PolicyAdapter):
         self.image_size, self.centred = image_size, centred
         self.cameras = tuple(cameras)
         self.steps, self.executed_actions = steps, executed_actions
-        self.probability, self.noise_level, self.noisy_steps = probability, noise_level, noisy_steps
+        self.probability, self.noise_level = probability, noise_level
         self.ratio, self.train_what = ratio, train
         self.noise_network: NoiseNetwork | None = None
         if probability == "flow_noise":
@@ -294,8 +293,7 @@ class FlowPolicy(PolicyAdapter):
         draws: Tensor | None = None
         step = torch.zeros(len(observations), dtype=torch.int64, device=self.device)
         if noise is not None:
-            if self.noisy_steps == "one":
-                step = (noise[:, 0].double() * self.steps).long().clamp_max(self.steps - 1)
+            step = (noise[:, 0].double() * self.steps).long().clamp_max(self.steps - 1)
             normal = transitions.normal_noise(noise[:, 1:])
             normal = normal.unflatten(1, (-1, self.network.chunk, self.network.action_dim))
             x, draws = normal[:, 0], normal[:, 1:]
