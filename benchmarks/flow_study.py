@@ -78,6 +78,7 @@ def main(
                     f"--model.init_args.policy.init_args.weights={weights}",
                     *WAYS[way],
                 ],
+                baseline=run(out, ways[0], seed),
                 evaluations=EVALUATIONS,
             )
     text = table(

@@ -129,7 +129,8 @@ class Study:
             evaluate_every: So many of them.
             settings: Further arguments of `fit` and `validate`.
             configs: Arguments that name the configs of loop and policy.
-            baseline: A run that started from the same checkpoint, whose evaluation of it is taken.
+            baseline: A run that started from the same checkpoint, whose evaluations of it are
+                taken.
             evaluations: So many of the start and of the end, each with noise of its own.
         """
         arguments = [
@@ -149,13 +150,10 @@ class Study:
             "before": [f"--config={CONFIGS}/quickstart/before.yaml"],
             "last": [f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"],
         }
-        before = evaluation_path(folder, "before")
-        if not before.exists():
-            if baseline is not None and (same := evaluation_path(baseline, "before")).exists():
-                before.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(same, before)
-            else:
-                command("validate", *arguments, *ends["before"])
+        if baseline is not None:
+            _take_over_start(baseline, folder, evaluations)
+        if not evaluation_path(folder, "before").exists():
+            command("validate", *arguments, *ends["before"])
         done = folder / "done"
         if not done.exists():
             command("fit", *arguments)
@@ -168,6 +166,19 @@ class Study:
             for name, which in ends.items():
                 if not evaluation_path(again, name).exists():
                     command("validate", *arguments, *other, *which)
+
+
+def _take_over_start(baseline: Path, folder: Path, evaluations: int) -> None:
+    """Copies the evaluations of the start that `baseline` has and `folder` lacks."""
+    pairs = [(baseline, folder)]
+    pairs += [
+        (evaluated_again(baseline, n), evaluated_again(folder, n)) for n in range(1, evaluations)
+    ]
+    for other, own in pairs:
+        there, here = evaluation_path(other, "before"), evaluation_path(own, "before")
+        if there.exists() and not here.exists():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(there, here)
 
 
 def schedule(checkpoint: Path | None, iterations: int) -> list[str]:
