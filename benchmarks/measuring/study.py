@@ -170,11 +170,8 @@ class Study:
 
 def _take_over_start(baseline: Path, folder: Path, evaluations: int) -> None:
     """Copies the evaluations of the start that `baseline` has and `folder` lacks."""
-    pairs = [(baseline, folder)]
-    pairs += [
-        (evaluated_again(baseline, n), evaluated_again(folder, n)) for n in range(1, evaluations)
-    ]
-    for other, own in pairs:
+    runs = (_evaluated(run, evaluations) for run in (baseline, folder))
+    for other, own in zip(*runs, strict=True):
         there, here = evaluation_path(other, "before"), evaluation_path(own, "before")
         if there.exists() and not here.exists():
             here.parent.mkdir(parents=True, exist_ok=True)
@@ -211,11 +208,16 @@ def evaluated_again(folder: Path, number: int) -> Path:
     return folder / "further" / str(number)
 
 
+def _evaluated(folder: Path, evaluations: int) -> list[Path]:
+    """Where a run's evaluations are: its first is its own."""
+    return [folder, *(evaluated_again(folder, number) for number in range(1, evaluations))]
+
+
 def pooled_before_and_after(folder: Path, evaluations: int) -> list[EvaluationResult]:
     """All evaluations of the start as one, and all of the end."""
     pooled = []
     for first, name in zip(before_and_after(folder), ("before", "last"), strict=True):
-        again = (evaluated_again(folder, number) for number in range(1, evaluations))
+        again = _evaluated(folder, evaluations)[1:]
         further = [EvaluationResult.read(evaluation_path(each, name)) for each in again]
         tasks = tuple(task for result in (first, *further) for task in result.tasks)
         pooled.append(first._replace(tasks=tasks))
