@@ -107,6 +107,15 @@ def test_judging_by_hand(monkeypatch):
     assert module.explained_variance.compute() == pytest.approx(0, abs=1e-6)
 
 
+def test_values_see_time():
+    """What is seen is noise, but those that succeed are done after two decisions."""
+    rewards, lengths = [1, 1, 1, 1, 0, 0, 0, 0], [2, 2, 2, 2, 4, 4, 4, 4]
+    groups = [toy_group(number, rewards, lengths) for number in range(20)]
+    _, values = FittedValueModule(ToyPolicy()).fitted(groups, flatten(groups))
+    assert torch.stack([value[:2] for value in values]).mean() > 0.4
+    assert torch.stack([value[2:] for value in values if len(value) == 4]).mean() < 0.2
+
+
 def test_ranks_judge_as_one_process_does(monkeypatch):
     """Whoever holds a group, its values are fitted to all ranks' groups in the same order."""
     groups = [toy_group(number, [1, 0, 1, 0], [2, 3, 1, 4]) for number in range(3)]

@@ -6,6 +6,9 @@ iteration anew, from what the policy saw at its decisions and how these rollouts
 a rollout has no part in what it is compared with: rollouts are split into folds, and the values of
 a fold come from a network that learned from the others (cross-fitting).
 
+Time is among what the values see: an episode that has not succeeded ends at its time limit, so the
+same view is worth less, the later it is (Pardo et al. 2018, Time Limits in Reinforcement Learning).
+
 Where many numbers are drawn in every decision, most of a policy gradient is noise. This takes much
 of it away, and keeps nothing from one iteration to the next.
 """
@@ -86,7 +89,7 @@ class Ended:
         number: Number of its context.
         k: Its number within the group.
         success: How it ended.
-        features: What a policy saw at its D decisions, (D, F) float32.
+        features: What a policy saw at its D decisions, (D, F) float32, their numbers among it.
     """
 
     number: int
@@ -199,7 +202,9 @@ class FittedValueModule(RIPTLightningModule):
         for rollout in (rollout for group in groups for rollout in group.rollouts):
             record = decisions[start : start + rollout.decisions].record
             record = {name: value.to(self.device) for name, value in record.items()}
-            features = decision_features(self.policy, record).float().cpu()
+            seen = decision_features(self.policy, record).float().cpu()
+            time = torch.arange(len(seen), dtype=torch.float).unsqueeze(-1)
+            features = torch.cat([seen, time], dim=-1)
             yield Ended(rollout.context.index, rollout.k, rollout.success, features)
             start += rollout.decisions
 
