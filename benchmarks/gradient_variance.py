@@ -4,7 +4,8 @@ python benchmarks/gradient_variance.py [--groups 16] "[--config=FILE, ..., --NAM
 
 What is in brackets is what `lightning-ript fit` would take, for a policy with features. The policy
 collects one iteration and learns nothing. For each way of judging decisions every kept group gives
-a gradient of its own; the table says how much these differ from one another.
+a gradient of its own; the table says how much these differ from one another, and how much
+success a step along their mean gains.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from lightning_ript.extensions.fitted_values import FittedValueModule, advantage
 from lightning_ript.minibatches import flatten
 from lightning_ript.types import Experience, RolloutGroup
 
-LAMBDAS = (1.0, 0.95, 0.9, 0.8)
+LAMBDAS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)
+WITH_LAMBDA = "fitted values, λ = {}"
+UNBIASED = WITH_LAMBDA.format(1.0)
 
 
 class Measuring(FittedValueModule):
@@ -37,17 +40,19 @@ class Measuring(FittedValueModule):
         decisions = flatten(groups)
         rollouts, values = self.fitted(groups, decisions)
         judged = {"leave_one_out": group_advantages("leave_one_out", groups)} | {
-            f"fitted values, λ = {lam}": advantages_of(rollouts, values, lam) for lam in LAMBDAS
+            WITH_LAMBDA.format(lam): advantages_of(rollouts, values, lam) for lam in LAMBDAS
         }
         learning = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         gradients = self.gradients(groups, torch.stack(list(judged.values())))
         variances = gradients.var(dim=1).sum(-1)
         relative = (f"{ratio:.2f}" for ratio in (variances / variances[0]).tolist())
+        unbiased = gradients[list(judged).index(UNBIASED)]
+        gains = [gain(each, unbiased) for each in gradients]
         print(f"{len(groups)} groups, {len(decisions)} decisions, {learning} parameters")
         print(
             table(
-                ["decisions judged by", "variance of the gradient"],
-                zip(judged, relative, strict=True),
+                ["decisions judged by", "variance of the gradient", "gain of a unit step"],
+                zip(judged, relative, gains, strict=True),
             )
         )
         return []
@@ -66,6 +71,24 @@ class Measuring(FittedValueModule):
             found.append(torch.stack([torch.cat([g.flatten() for g in way]) for way in each]))
             start += len(log_probs)
         return torch.stack(found, dim=1)
+
+
+def gain(gradients: Tensor, unbiased: Tensor) -> str:
+    """How many successes a group gains, to first order, by a unit step along the mean gradient.
+
+    That is the inner product with the true gradient, which other groups' unbiased gradients stand
+    for. The number after ± is its standard deviation where there is nothing to gain, that is where
+    a group's gradients have a random sign.
+
+    Args:
+        gradients: Of G groups, (G, parameters).
+        unbiased: Of the same groups, judged so that no bias comes in, (G, parameters).
+    """
+    products = gradients @ unbiased.T
+    pairs = (products - products.diagonal().diag()) / (len(products) * (len(products) - 1))
+    deviation = ((pairs + pairs.T).square().sum() / 2).sqrt()
+    length = gradients.mean(0).norm()
+    return f"{pairs.sum() / length:.1f} ± {deviation / length:.1f}"
 
 
 def main(fit: list[str], groups: int = 16) -> None:

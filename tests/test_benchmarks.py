@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 from slow_cases import first_and_slow
 
 from lightning_ript.envs.libero.standins import build_standins
@@ -201,3 +202,11 @@ def test_fitted_values_make_a_gradient_less_noisy(capsys):
     # Less as values are trusted more.
     assert [0.9, *fitted] == sorted([0.9, *fitted], reverse=True)
     assert min(fitted) > 0
+
+
+def test_gain_of_two_gradients():
+    """Their product is 1, or -1 where signs are random, and their mean has length sqrt 2."""
+    with patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
+        gain = runpy.run_path(str(BENCHMARKS / "gradient_variance.py"))["gain"]
+    gradients = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+    assert gain(gradients, gradients) == "0.7 ± 0.7"
