@@ -36,9 +36,8 @@ def main(
     seeds: list[int] = [0, 1],  # noqa: B006 (never changed)
     ways: list[Literal["Flow-SDE", "Flow-Noise"]] = ["Flow-SDE", "Flow-Noise"],  # noqa: B006
     demonstrations: int = 16,
-    noise: float = 0.05,
-    epochs: int = 30,
-    iterations: int = 20,
+    epochs: int = 16,
+    iterations: int = 12,
     figure: Path | None = None,
 ) -> None:
     """Runs the study, prints a table and draws a figure.
@@ -48,21 +47,14 @@ def main(
         seeds: Seeds: of demonstrations, weights, training and practice.
         ways: Which kinds of probability.
         demonstrations: Demonstrations of the task.
-        noise: Standard deviation of the expert's noise in them. A flow reproduces it, where the
-            quickstart's policy averages it out, so it is less than the quickstart's.
         epochs: Of SFT.
         iterations: Iterations of RIPT.
         figure: Where to draw; `out/flow_study.png` when left out.
     """
-    settings = {
-        "demonstrations": demonstrations,
-        "noise": noise,
-        "epochs": epochs,
-        "iterations": iterations,
-    }
+    settings = {"demonstrations": demonstrations, "epochs": epochs, "iterations": iterations}
     study = Study(out, [0], settings)
     for seed in seeds:
-        files = study.demonstrations(seed, demonstrations, [f"--noise={noise}"])
+        files = study.demonstrations(seed, demonstrations)
         start, weights = fine_tuned(out / "supervised" / f"seed{seed}", files, seed, epochs)
         policy = [f"--model.init_args.policy.init_args.checkpoint={start}"]
         for way in ways:
@@ -71,7 +63,7 @@ def main(
                 None,
                 seed,
                 iterations,
-                evaluate_every=iterations // 2,
+                evaluate_every=iterations,
                 configs=[f"{SMALL}/ript.yaml", f"{SMALL}/policy.yaml"],
                 settings=[
                     *policy,

@@ -43,13 +43,12 @@ class Study:
         elif (found := json.loads(file.read_text())) != now:
             raise SystemExit(f"{out} holds runs of {found}, not of {now}: use another folder.")
 
-    def demonstrations(self, seed: int, count: int, settings: Sequence[str] = ()) -> Path:
+    def demonstrations(self, seed: int, count: int) -> Path:
         """The scripted expert's demonstrations of each task, in a folder.
 
         Args:
             seed: Theirs.
             count: Of each task.
-            settings: Further arguments of `collect-demos`.
         """
         files = self.out / "demonstrations" / f"seed{seed}"
         command(
@@ -59,7 +58,6 @@ class Study:
             f"--demos={count}",
             f"--out={files}",
             f"--seed={seed}",
-            *settings,
         )
         return files
 
