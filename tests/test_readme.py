@@ -95,7 +95,7 @@ SHORTER = {
         "--workers=1",
         "--image_size=16",
     ],
-    ("collect-demos", "--noise"): ["--out=collected_noisy"],
+    ("collect-demos", "configs/quickstart/demos.yaml"): ["--out=collected_noisy"],
 }
 
 
