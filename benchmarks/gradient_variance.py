@@ -25,9 +25,7 @@ from lightning_ript.extensions.fitted_values import FittedValueModule, advantage
 from lightning_ript.minibatches import flatten
 from lightning_ript.types import Experience, RolloutGroup
 
-LAMBDAS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)
-WITH_LAMBDA = "fitted values, λ = {}"
-UNBIASED = WITH_LAMBDA.format(1.0)
+LAMBDAS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)  # the first brings in no bias
 
 
 class Measuring(FittedValueModule):
@@ -40,13 +38,13 @@ class Measuring(FittedValueModule):
         decisions = flatten(groups)
         rollouts, values = self.fitted(groups, decisions)
         judged = {"leave_one_out": group_advantages("leave_one_out", groups)} | {
-            WITH_LAMBDA.format(lam): advantages_of(rollouts, values, lam) for lam in LAMBDAS
+            f"fitted values, λ = {lam}": advantages_of(rollouts, values, lam) for lam in LAMBDAS
         }
         learning = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         gradients = self.gradients(groups, torch.stack(list(judged.values())))
         variances = gradients.var(dim=1).sum(-1)
         relative = (f"{ratio:.2f}" for ratio in (variances / variances[0]).tolist())
-        unbiased = gradients[list(judged).index(UNBIASED)]
+        _, unbiased, *_ = gradients
         gains = [gain(each, unbiased) for each in gradients]
         print(f"{len(groups)} groups, {len(decisions)} decisions, {learning} parameters")
         print(
@@ -84,8 +82,8 @@ def gain(gradients: Tensor, unbiased: Tensor) -> str:
         gradients: Of G groups, (G, parameters).
         unbiased: Of the same groups, judged so that no bias comes in, (G, parameters).
     """
-    products = gradients @ unbiased.T
-    pairs = (products - products.diagonal().diag()) / (len(products) * (len(products) - 1))
+    products = (gradients @ unbiased.T).fill_diagonal_(0)
+    pairs = products / (len(products) * (len(products) - 1))
     deviation = ((pairs + pairs.T).square().sum() / 2).sqrt()
     length = gradients.mean(0).norm()
     return f"{pairs.sum() / length:.1f} ± {deviation / length:.1f}"
