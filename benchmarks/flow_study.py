@@ -35,8 +35,9 @@ def main(
     out: Path = Path("runs/flow_study"),
     seeds: list[int] = [0, 1],  # noqa: B006 (never changed)
     ways: list[Literal["Flow-SDE", "Flow-Noise"]] = ["Flow-SDE", "Flow-Noise"],  # noqa: B006
+    task: int = 1,
     demonstrations: int = 16,
-    epochs: int = 16,
+    epochs: int = 8,
     iterations: int = 12,
     figure: Path | None = None,
 ) -> None:
@@ -46,13 +47,14 @@ def main(
         out: Folder of all runs.
         seeds: Seeds: of demonstrations, weights, training and practice.
         ways: Which kinds of probability.
-        demonstrations: Demonstrations of the task.
+        task: Its number in LIBERO-Object.
+        demonstrations: Demonstrations of it.
         epochs: Of SFT.
         iterations: Iterations of RIPT.
         figure: Where to draw; `out/flow_study.png` when left out.
     """
     settings = {"demonstrations": demonstrations, "epochs": epochs, "iterations": iterations}
-    study = Study(out, [0], settings)
+    study = Study(out, [task], settings)
     for seed in seeds:
         files = study.demonstrations(seed, demonstrations)
         start, weights = fine_tuned(out / "supervised" / f"seed{seed}", files, seed, epochs)
